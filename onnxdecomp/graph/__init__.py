@@ -1,0 +1,1 @@
+"""Everything that touches ONNX graphs: reading, finding layers, folding, emitting, rewriting, writing."""

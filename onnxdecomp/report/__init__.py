@@ -1,0 +1,1 @@
+"""What a conversion did, as a table, as JSON."""

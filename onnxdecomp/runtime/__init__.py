@@ -1,0 +1,1 @@
+"""Everything that touches onnxruntime: sessions, shapes, latency, comparison, metrics."""
