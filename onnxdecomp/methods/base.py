@@ -71,6 +71,9 @@ class Method(ABC):
     rank_names: ClassVar[tuple[str, ...]] = ("R",)
     """One word per rank."""
 
+    nested: ClassVar[bool] = True
+    """True when one analysis gives spectra and the error at every rank; False when each rank is a solve."""
+
     variant: str = ""
     """Which of several forms of the method this object is, such as ``vertical-first``."""
 

@@ -1,0 +1,168 @@
+"""One frozen configuration in three levels: for all layers, for an operator type, for single layers.
+
+The command line, the Python API and a TOML recipe build the same object::
+
+    rank = "ratio:0.5"            # all layers
+    [op_type.Gemm]
+    rank = "energy:0.9"           # every Gemm
+    [layer."/head/*"]
+    rank = "none"                 # layers whose name matches; wins over the operator's type
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from onnxdecomp.errors import UsageError, unknown_name
+
+Verify = Literal["model", "layers", "none"]
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What one level of the configuration says about a layer; None leaves it to the level above."""
+
+    rank: str | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to convert a model.
+
+    Args:
+        rank: Rank policy: ``auto``, ``none``, ``full``, a number, ``ratio:X``, ``energy:X``, ``evbmf[:W]``.
+        method: ``auto``, a method's name, or ``name/variant``.
+        op_types: Rules per operator type.
+        layers: Rules per name pattern; the first that matches counts.
+        include: Name patterns of the layers that may be decomposed; empty for all.
+        exclude: Name patterns of layers that are kept.
+        max_error: Largest relative weight error that rank ``auto`` accepts for a layer.
+        rank_multiple: Ranks are snapped to multiples of this; None takes the channel block of the machine.
+        shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
+        verify: How much is proved before the output is written.
+        metric: How outputs are compared when they are not equal by construction.
+        threads: Threads of onnxruntime when something is timed or verified.
+        seed: Seed of every random choice.
+        force: Write the output even if the verification fails.
+    """
+
+    rank: str = "auto"
+    method: str = "auto"
+    op_types: Mapping[str, LayerRule] = field(default_factory=dict)
+    layers: Mapping[str, LayerRule] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_error: float = 0.2
+    rank_multiple: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    verify: Verify = "model"
+    metric: str = "sqnr"
+    threads: int = 1
+    seed: int = 0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verify not in get_args(Verify):
+            raise unknown_name("--verify level", self.verify, get_args(Verify))
+        if not 0 < self.max_error < 1:
+            raise UsageError(f"max_error is {self.max_error}: give a relative error between 0 and 1.")
+        if self.threads < 1:
+            raise UsageError(f"threads is {self.threads}: give 1 or more.")
+        if self.rank_multiple is not None and self.rank_multiple < 1:
+            raise UsageError(f"rank_multiple is {self.rank_multiple}: give 1 or more.")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}: give 0 or more.")
+
+    def rule_for(self, key: str, node_name: str, op_type: str) -> tuple[str, str]:
+        """Return rank policy and method for a layer: its own rule, else its type's, else the general one."""
+        rules = [rule for pattern, rule in self.layers.items() if matches(pattern, key, node_name)][:1]
+        if op_type in self.op_types:
+            rules.append(self.op_types[op_type])
+        rank = next((r.rank for r in rules if r.rank is not None), self.rank)
+        method = next((r.method for r in rules if r.method is not None), self.method)
+        return rank, method
+
+    def selects(self, key: str, node_name: str) -> bool:
+        """Tell whether `include` and `exclude` let a layer be decomposed."""
+        included = not self.include or any(matches(p, key, node_name) for p in self.include)
+        return included and not any(matches(p, key, node_name) for p in self.exclude)
+
+
+def matches(pattern: str, key: str, node_name: str) -> bool:
+    """Tell whether a shell pattern names a layer, by its output tensor or by its node.
+
+    >>> matches("/head/*", "/head/fc_output_0", "fc")
+    True
+    """
+    return fnmatchcase(key, pattern) or fnmatchcase(node_name, pattern)
+
+
+def load_recipe(path: Path, base: Config | None = None) -> Config:
+    """Read a TOML recipe on top of `base`.
+
+    Raises:
+        UsageError: The file is missing, is not TOML, or holds an unknown or ill-typed entry.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe {path} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the recipe {path} is not valid TOML: {error}.") from error
+    values: dict[str, Any] = {}
+    for table, target in (("op_type", "op_types"), ("layer", "layers")):
+        values[target] = {name: _rule(path, name, rule) for name, rule in entries.pop(table, {}).items()}
+    known = {f.name: f for f in fields(Config)} | {"include": None, "exclude": None}
+    for name, value in entries.items():
+        if name not in known or name in ("op_types", "layers"):
+            raise unknown_name(f"entry in {path}", name, set(known) - {"op_types", "layers"})
+        values[name] = _entry(path, name, value)
+    return replace(base or Config(), **values)
+
+
+def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """Read ``NAME=1x3x224x224`` arguments.
+
+    >>> parse_shapes(["x=1x3x32x32"])
+    {'x': (1, 3, 32, 32)}
+
+    Raises:
+        UsageError: An argument has another form.
+    """
+    shapes = {}
+    for text in texts:
+        name, separator, sizes = text.rpartition("=")
+        parts = sizes.lower().split("x")
+        if not separator or not name or not all(p.isdigit() and int(p) > 0 for p in parts):
+            raise UsageError(
+                f"--shape {text}: write the input's name and sizes, as in --shape x=1x3x224x224."
+            )
+        shapes[name] = tuple(int(p) for p in parts)
+    return shapes
+
+
+def _rule(path: Path, name: str, entries: object) -> LayerRule:
+    if not isinstance(entries, dict):
+        raise UsageError(f"{path}: '{name}' must be a table with rank and method.")
+    for key in entries:
+        if key not in ("rank", "method"):
+            raise unknown_name(f"entry of '{name}' in {path}", key, ("rank", "method"))
+    return LayerRule(**{key: str(value) for key, value in entries.items()})
+
+
+def _entry(path: Path, name: str, value: Any) -> Any:
+    """Bring a TOML value to the type of the field it is for."""
+    if name in ("rank", "method", "metric", "verify"):
+        return str(value)
+    if name in ("include", "exclude"):
+        return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
+    if name == "shapes":
+        return parse_shapes([f"{key}={sizes}" for key, sizes in value.items()])
+    expected: type | tuple[type, ...] = {"max_error": (int, float), "force": bool}.get(name, int)
+    if not isinstance(value, expected) or (isinstance(value, bool) and name != "force"):
+        raise UsageError(f"{path}: {name} = {value!r} has the wrong type.")
+    return value

@@ -1,0 +1,115 @@
+"""A layer under study: what each method could make of it, worked out once and on demand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+
+from onnxdecomp.layer import Layer, StepSpec, chain_macs, chain_params
+from onnxdecomp.methods.base import Analysis, FloatArray, Method, Ranks
+
+SOLVE_FLOPS = 2e11
+"""Most work that an automatic choice spends on one solve of a method without spectra."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chain that could replace a layer.
+
+    Args:
+        method: The method.
+        ranks: Its ranks.
+        specs: The steps.
+        error: Relative Frobenius error of the weight.
+        n_params: Weights of the chain.
+        n_macs: Multiply-accumulates of one run; None when the input's shape is unknown.
+        latency_ms: Measured median, where it was measured.
+    """
+
+    method: Method
+    ranks: Ranks
+    specs: tuple[StepSpec, ...]
+    error: float
+    n_params: int
+    n_macs: int | None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's latency beside that of the dense layer, measured interleaved.
+
+    Args:
+        dense_ms: Median of the dense layer.
+        chain_ms: Median of the chain.
+        speedup: Median of the paired ratios dense / chain.
+        speedup_low: Lower end of its spread.
+    """
+
+    dense_ms: float
+    chain_ms: float
+    speedup: float
+    speedup_low: float
+
+
+Measure = Callable[[Layer, Sequence[Candidate]], list[Measured]]
+"""Times candidates of a layer; supplied by the pipeline, since policies do not know onnxruntime."""
+
+
+@dataclass
+class Study:
+    """A layer, its weight, and the methods that may decompose it.
+
+    Args:
+        layer: The layer.
+        weight: ``(O, I/G, *K)``; never modified.
+        methods: Methods that did not refuse the layer.
+        block: Channel block that ranks are snapped to.
+        seed: With the layer's key the only source of chance, so that a layer's result does not depend on
+            which other layers are studied, or in which order.
+        asked_for: True when the user named the method, so that its cost is no reason to leave it out.
+        measure: Times candidates; None when nothing can be timed.
+    """
+
+    layer: Layer
+    weight: FloatArray
+    methods: tuple[Method, ...]
+    block: int
+    seed: int = 0
+    asked_for: bool = False
+    measure: Measure | None = None
+    _analyses: dict[tuple[str, Ranks | None], Analysis] = field(default_factory=dict, repr=False)
+
+    def analysis(self, method: Method, max_ranks: Ranks | None = None) -> Analysis:
+        """Return the method's analysis of this weight, made at the first call."""
+        found = self._analyses.get((method.full_name, None)) or self._analyses.get(
+            (method.full_name, max_ranks)
+        )
+        if found is None:
+            digest = sha256(f"{self.seed}:{self.layer.key}:{method.full_name}".encode()).digest()
+            rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
+            found = method.analyze(self.layer, self.weight, rng, max_ranks)
+            self._analyses[method.full_name, max_ranks] = found
+        return found
+
+    def candidate(self, method: Method, ranks: Ranks, max_ranks: Ranks | None = None) -> Candidate:
+        """Return the candidate of a method at `ranks`, with its error."""
+        planned = self.planned(method, ranks)
+        return replace(planned, error=self.analysis(method, max_ranks).error(ranks))
+
+    def planned(self, method: Method, ranks: Ranks) -> Candidate:
+        """Return the candidate of a method at `ranks` without its error (1.0), which costs no analysis."""
+        specs = method.plan(self.layer, ranks)
+        macs = chain_macs(specs, self.layer.in_shape)
+        return Candidate(method, ranks, specs, 1.0, chain_params(specs), macs)
+
+    def worth_solving(self, method: Method, ranks: Ranks) -> bool:
+        """Tell whether a solve at `ranks` is affordable in an automatic choice, or was asked for by name."""
+        return method.nested or self.asked_for or method.solve_flops(self.layer, ranks) <= SOLVE_FLOPS
+
+    def shrinks(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate has fewer weights than the layer and no more MACs."""
+        dense_macs = self.layer.n_macs
+        fewer_macs = candidate.n_macs is None or dense_macs is None or candidate.n_macs < dense_macs
+        return candidate.n_params < self.layer.n_params and fewer_macs

@@ -1,0 +1,121 @@
+"""The value types of a report: plain data, ready for JSON."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One figure before and after; None where it could not be known."""
+
+    before: float | None
+    after: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """before / after: how many times smaller or faster."""
+        if not self.before or not self.after:
+            return None
+        return self.before / self.after
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """What became of one layer.
+
+    Args:
+        key: Name of the layer's first output.
+        op_type: Operator.
+        status: Whether it was decomposed.
+        reason: Why it was kept; empty when decomposed.
+        method: Full name of the method, with ranks.
+        ranks: Ranks of the method.
+        weight_shape: ``(O, I/G, *K)``.
+        weight_error: Relative Frobenius error of the weight.
+        output_error: Relative error of the layer's output on random input.
+        params: Weights.
+        macs: Multiply-accumulates of one run.
+        latency_ms: Of the layer alone, where it was timed.
+    """
+
+    key: str
+    op_type: str
+    status: Literal["decomposed", "kept"]
+    reason: str = ""
+    method: str = ""
+    ranks: tuple[int, ...] = ()
+    weight_shape: tuple[int, ...] = ()
+    weight_error: float | None = None
+    output_error: float | None = None
+    params: BeforeAfter = BeforeAfter(None, None)
+    macs: BeforeAfter = BeforeAfter(None, None)
+    latency_ms: BeforeAfter = BeforeAfter(None, None)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Measured latency of the whole model, both in turn in one run.
+
+    Args:
+        median_ms: Median of the runs.
+        spread_ms: Half the distance between the quartiles.
+        speedup: Median of the paired ratios before / after.
+        speedup_low: Lower end of their spread.
+        speedup_high: Upper end of their spread.
+        n_runs: Runs of each model.
+    """
+
+    median_ms: BeforeAfter
+    spread_ms: BeforeAfter
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    n_runs: int
+
+    @property
+    def beyond_noise(self) -> bool:
+        """True when the spread of the speed-up excludes 1."""
+        return self.speedup_low > 1.0 or self.speedup_high < 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of a conversion cost."""
+
+    name: str
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass
+class Report:
+    """What a conversion did.
+
+    Args:
+        command: The options that led here.
+        environment: Machine, versions, threads.
+        model: Bytes, weights of decomposable layers, their MACs.
+        layers: One outcome per layer of a decomposable kind.
+        latency: None when the model was not timed.
+        output_error: Largest relative error of a graph output against the original, on seeded input.
+        notes: Sentences the user should read.
+        stages: Seconds and memory.
+        proto: The converted model, when there was no output path.
+    """
+
+    command: dict[str, Any]
+    environment: dict[str, Any]
+    model: dict[str, BeforeAfter]
+    layers: list[LayerOutcome]
+    latency: Latency | None = None
+    output_error: float | None = None
+    notes: list[str] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    proto: Any = None
+
+    @property
+    def decomposed(self) -> list[LayerOutcome]:
+        """The layers that were decomposed."""
+        return [layer for layer in self.layers if layer.status == "decomposed"]

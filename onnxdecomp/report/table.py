@@ -1,0 +1,141 @@
+"""Reports, inspections and benchmarks as tables for a terminal."""
+
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report
+
+UNKNOWN = "?"
+
+
+def size(n_bytes: float | None) -> str:
+    """Return bytes in the unit a person would use.
+
+    >>> size(65_500_000)
+    '65.5 MB'
+    """
+    if n_bytes is None:
+        return UNKNOWN
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB"
+
+
+def count(number: float | None) -> str:
+    """Return a count with k, M or G.
+
+    >>> count(17_600_000_000)
+    '17.6G'
+    """
+    if number is None:
+        return UNKNOWN
+    for unit in ("", "k", "M"):
+        if abs(number) < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}G"
+
+
+def shape(sizes: Iterable[int]) -> str:
+    """Return sizes as ``64x3x3x3``."""
+    return "x".join(str(n) for n in sizes)
+
+
+def percent(error: float | None) -> str:
+    """Return a relative error in percent."""
+    return "" if error is None else f"{100 * error:.3g} %"
+
+
+def report_table(report: Report) -> RenderableType:
+    """Return the layers of a conversion and a summary of the model, before and after."""
+    parts: list[RenderableType] = []
+    if report.decomposed:
+        parts.append(_decomposed_table(report.decomposed))
+    kept = [layer for layer in report.layers if layer.status == "kept"]
+    if kept:
+        parts.append(_kept_table(kept))
+    parts.append(_summary(report))
+    parts.extend(Text(note) for note in report.notes)
+    return Group(*parts)
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output, as wide as a pipe needs and as narrow as a terminal is."""
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(renderable)
+
+
+def plain_table(title: str, *columns: str, left: int = 1) -> Table:
+    """Return an empty table whose first `left` columns hold words and the others numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _decomposed_table(layers: list[LayerOutcome]) -> Table:
+    columns = ("layer", "operator", "weight", "method", "ranks", "weight error", "output error", "weights", "MACs")
+    table = plain_table(f"{len(layers)} layers decomposed", *columns, left=4)
+    for layer in layers:
+        table.add_row(
+            Text(layer.key),
+            layer.op_type,
+            shape(layer.weight_shape),
+            layer.method,
+            shape(layer.ranks),
+            percent(layer.weight_error),
+            percent(layer.output_error),
+            _fewer(layer.params),
+            _fewer(layer.macs),
+        )
+    return table
+
+
+def _kept_table(layers: list[LayerOutcome]) -> Table:
+    """List kept layers, those with the same reason in one row."""
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        reasons.setdefault(layer.reason, []).append(layer.key)
+    table = plain_table(f"{len(layers)} layers kept", "layers", "reason", left=2)
+    for reason, keys in reasons.items():
+        shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        table.add_row(Text(shown), Text(reason))
+    return table
+
+
+def _summary(report: Report) -> Table:
+    table = plain_table("model", "", "before", "after", "ratio")
+    for label, name, text in (("file", "bytes", size), ("weights", "params", count), ("MACs", "macs", count)):
+        figure = report.model[name]
+        table.add_row(label, text(figure.before), text(figure.after), _times(figure.ratio))
+    if report.latency is not None:
+        timing = report.latency
+        speed = f"{timing.speedup:.2f}x" if timing.beyond_noise else "same within noise"
+        table.add_row("latency", *(_latency(timing.median_ms, timing.spread_ms)), speed)
+    if report.output_error is not None:
+        table.add_row("output error", "", percent(report.output_error), "")
+    return table
+
+
+def _latency(median: BeforeAfter, spread: BeforeAfter) -> tuple[str, str]:
+    return (
+        f"{median.before:.4g} ± {spread.before:.2g} ms",
+        f"{median.after:.4g} ± {spread.after:.2g} ms",
+    )
+
+
+def _fewer(figure: BeforeAfter) -> str:
+    if figure.before is None or figure.after is None:
+        return UNKNOWN
+    return f"{count(figure.before)} → {count(figure.after)}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
