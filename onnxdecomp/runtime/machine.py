@@ -1,0 +1,94 @@
+"""What the measurements were taken on: processor, versions, threads, memory."""
+
+import os
+import platform
+import re
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+BLOCK_OF_FEATURE = {"AVX512F": 16, "AVX2": 8}
+"""float32 lanes of a vector register: the channel block of onnxruntime's NCHWc convolution."""
+
+SMALLEST_BLOCK = 4
+"""Channels must be a multiple of this for the blocked convolution on any machine."""
+
+PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxdecomp")
+
+
+def environment(threads: int) -> dict[str, object]:
+    """Return what a reader needs to judge a measurement, ready for JSON.
+
+    Args:
+        threads: Threads the measured sessions use inside an operator.
+    """
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "usable_cores": _usable_cores(),
+        "instruction_set": instruction_set(),
+        "channel_block": channel_block(),
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "threads": threads,
+    }
+
+
+def channel_block() -> int:
+    """Return the channel block of this processor: 16 with AVX-512, 8 with AVX2, else 4."""
+    features = _cpu_features()
+    return next((b for name, b in BLOCK_OF_FEATURE.items() if features.get(name)), SMALLEST_BLOCK)
+
+
+def instruction_set() -> str:
+    """Return the widest vector instructions of this processor, such as ``AVX512F``, or ``baseline``."""
+    features = _cpu_features()
+    known = (*BLOCK_OF_FEATURE, "AVX", "SSE42", "SVE", "ASIMD", "NEON", "VSX", "VX")
+    return next((name for name in known if features.get(name)), "baseline")
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident memory this process has had so far.
+
+    Linux counts it for the program that runs now (``VmHWM``). Its `getrusage` instead carries the peak of
+    the process that started this one across the start, so a small child of a large parent would look large.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_features() -> dict[str, bool]:
+    """Return numpy's table of what this processor can do: the same on every operating system."""
+    return dict(import_module("numpy._core._multiarray_umath").__cpu_features__)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
