@@ -1,0 +1,321 @@
+"""Compare a chain with its layer, and a converted model with its original, in onnxruntime."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.emit import data_shape, layer_model
+from onnxdecomp.layer import Layer, StepSpec
+from onnxdecomp.methods.base import Chain, recompose
+from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, run
+
+FloatArray = NDArray[np.floating]
+Outputs = dict[str, Array]
+
+SAME_RESULT = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Relative difference up to which two ways to compute the same thing agree, by element type."""
+
+EXTRA_STEPS = 3
+"""Kernel applications beyond the first along each axis of the input a chain is checked on."""
+
+MAX_ROWS = 2
+"""Batch, or rows of a matrix product, a chain is checked on."""
+
+
+@dataclass(frozen=True)
+class ChainCheck:
+    """What came out of running a chain against its layer.
+
+    Args:
+        rel_error: Relative difference between the chain and the dense layer that holds the chain
+            multiplied out; the worse of onnxruntime's optimizations off and on. Only rounding should be left.
+        output_error: Relative error of the chain's output against the original layer's on white noise.
+        tolerance: What `rel_error` may be.
+        problem: Why the check failed, as a sentence; None when it passed.
+    """
+
+    rel_error: float
+    output_error: float
+    tolerance: float
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the chain does what its weights multiply out to."""
+        return self.problem is None
+
+
+def verify_chain(
+    weight: FloatArray,
+    bias: FloatArray | None,
+    chain: Chain,
+    dtype: np.dtype | type = np.float32,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+) -> ChainCheck:
+    """Run a chain as a small model against the dense layer it multiplies out to, optimizations off and on.
+
+    Any mistake in stride, pad, dilation, group or axis order makes the two differ. The input is just large
+    enough for a few applications of the kernel, so that the check costs the same for every resolution.
+
+    Args:
+        weight: ``(O, I/G, *K)``, the layer's original weight.
+        bias: ``(O,)`` or None.
+        chain: The chain.
+        dtype: Element type of the model; float32 is used where onnxruntime has no kernel for it.
+        seed: Seed of the input.
+        threads: Threads inside an operator.
+    """
+    try:
+        return _check_chain(weight, bias, chain, np.dtype(dtype), seed, threads)
+    except ModelError:
+        if np.dtype(dtype) == np.float32:
+            raise
+        return _check_chain(weight, bias, chain, np.dtype(np.float32), seed, threads)
+
+
+def _check_chain(
+    weight: FloatArray, bias: FloatArray | None, chain: Chain, dtype: np.dtype, seed: int, threads: int
+) -> ChainCheck:
+    layer = chain.layer
+    in_shape = check_shape(layer)
+    source = np.random.default_rng(seed).standard_normal(data_shape(layer, in_shape)).astype(dtype)
+
+    def outputs(
+        specs: Sequence[StepSpec], weights: Sequence[FloatArray], modes: tuple[bool, ...]
+    ) -> list[Array]:
+        model = layer_model(layer, specs, weights, bias, dtype, in_shape)
+        sessions = (open_session(model, optimize=mode, threads=threads) for mode in modes)
+        return [run(session, {"x": source})["y"] for session in sessions]
+
+    made = outputs(chain.specs, chain.weights, (False, True))
+    try:
+        whole = recompose(chain.specs, chain.weights, layer.group)
+    except ValueError as error:
+        return ChainCheck(inf, inf, 0.0, f"{chain.method} on {layer.key}: {error}.")
+    (planned,) = outputs((layer.spec,), (whole,), (False,))
+    del whole
+    (original,) = outputs((layer.spec,), (weight,), (False,))
+    rel_error = max(output_error(planned, y) for y in made)
+    tolerance = SAME_RESULT[str(dtype)]
+    problem = None
+    if not rel_error <= tolerance:
+        problem = (
+            f"{chain.method} on {layer.key}: the chain differs from the layer it multiplies out to by "
+            f"{rel_error:.2g}, more than {tolerance:.0e}, on an input of {'x'.join(map(str, source.shape))}."
+        )
+    return ChainCheck(rel_error, output_error(original, made[0]), tolerance, problem)
+
+
+def check_shape(layer: Layer) -> tuple[int, ...]:
+    """Return the ``(N, *spatial)`` a chain is checked on: small, but every part of the geometry acts.
+
+    A size that is cut keeps its remainder by the stride, on which the pads of ``SAME_*`` depend.
+    """
+    geometry = layer.geometry
+    enough = [
+        (kernel - 1) * dilation + 1 + EXTRA_STEPS * stride
+        for kernel, dilation, stride in zip(layer.kernel, geometry.dilations, geometry.strides, strict=True)
+    ]
+    if layer.in_shape is None:
+        return (MAX_ROWS, *enough)
+    rows, *sizes = layer.in_shape
+    cut = (e + (s - e) % stride for s, e, stride in zip(sizes, enough, geometry.strides, strict=True))
+    return (min(rows, MAX_ROWS), *map(min, sizes, cut))
+
+
+def output_error(reference: Array, other: Array) -> float:
+    """Return ``||a - b|| / ||a||`` over the entries where the reference `a` is finite.
+
+    Returns:
+        A relative error, never squared; `inf` when shapes differ or `b` is not finite where `a` is. Of
+        outputs that are not numbers with a distance (integers, booleans, strings): the share that differs.
+    """
+    if np.shape(reference) != np.shape(other):
+        return inf
+    if not _is_float(reference):
+        return float(np.mean(np.asarray(reference) != np.asarray(other))) if np.size(reference) else 0.0
+    exact, close = (np.asarray(a, np.float64) for a in (reference, other))
+    finite = np.isfinite(exact)
+    if not np.all(np.isfinite(close[finite])):
+        return inf
+    distance = float(np.linalg.norm(exact[finite] - close[finite]))
+    norm = float(np.linalg.norm(exact[finite]))
+    return distance / norm if norm else (inf if distance else 0.0)
+
+
+@dataclass
+class ModelCheck:
+    """What came out of comparing a converted model with its original.
+
+    Args:
+        problems: A sentence per thing that is wrong; empty when the converted model is fine.
+        rel_errors: Relative error against the original of each output, the worst over the feeds.
+        agreement: Largest relative difference between onnxruntime's optimizations off and on.
+        tolerance: What `worst` may be; None when it is only reported.
+        n_feeds: How many inputs were run.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    rel_errors: dict[str, float] = field(default_factory=dict)
+    agreement: float = 0.0
+    tolerance: float | None = None
+    n_feeds: int = 0
+
+    @property
+    def worst(self) -> float:
+        """The largest of `rel_errors`."""
+        return max(self.rel_errors.values(), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify_models(
+    original: Model,
+    converted: Model,
+    feeds_list: Sequence[Feeds],
+    *,
+    tolerance: float | None = None,
+    agreement_tolerance: float | None = None,
+    threads: int = 1,
+) -> ModelCheck:
+    """Check that a converted model is valid, has the same interface and computes something close.
+
+    One session is open at a time.
+
+    Args:
+        original: The original model, or its path.
+        converted: The converted model, or its path.
+        feeds_list: Inputs to run, each complete.
+        tolerance: Largest relative error of any output against the original; None reports it only.
+        agreement_tolerance: Largest relative difference between optimizations off and on; by default what
+            is the same result for the outputs' element type, or twice what the original itself shows.
+        threads: Threads inside an operator.
+
+    Raises:
+        ModelError: onnxruntime cannot run the original.
+    """
+    check = ModelCheck(tolerance=tolerance, n_feeds=len(feeds_list))
+    check.problems += _checker_problems(original, converted)
+    check.problems += _interface_problems(original, converted)
+    reference = _run_all(original, feeds_list, True, threads)
+    try:
+        optimized = _run_all(converted, feeds_list, True, threads)
+        plain = _run_all(converted, feeds_list, False, threads)
+    except ModelError as error:
+        check.problems.append(f"The converted model does not run: {error}")
+        return check
+    check.problems += _kind_problems(reference, plain)
+    check.rel_errors = _worst_errors(reference, plain)
+    check.agreement = _agreement(plain, optimized)
+    if tolerance is not None and not check.worst <= tolerance:
+        name = max(check.rel_errors, key=check.rel_errors.__getitem__)
+        check.problems.append(f"Output '{name}' is off by {check.worst:.3g}, more than {tolerance:.3g}.")
+    limit = agreement_tolerance or _same_result(plain)
+    if not check.agreement <= limit:
+        limit = max(limit, 2 * _agreement(_run_all(original, feeds_list, False, threads), reference))
+    if not check.agreement <= limit:
+        check.problems.append(
+            f"With onnxruntime's optimizations off and on the converted model differs by "
+            f"{check.agreement:.3g}, more than {limit:.3g}."
+        )
+    return check
+
+
+def _run_all(model: Model, feeds_list: Sequence[Feeds], optimize: bool, threads: int) -> list[Outputs]:
+    session = open_session(model, optimize=optimize, threads=threads)
+    return [dict(_tensors(run(session, feeds))) for feeds in feeds_list]
+
+
+def _tensors(outputs: dict[str, Array]) -> Iterable[tuple[str, Array]]:
+    """Yield every tensor of the outputs; those of a sequence as ``name[0]``, ``name[1]`` ..."""
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            yield from ((f"{name}[{n}]", np.asarray(v)) for n, v in enumerate(value))
+        elif value is not None:
+            yield name, np.asarray(value)
+
+
+def _worst_errors(reference: Sequence[Outputs], other: Sequence[Outputs]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for expected, got in zip(reference, other, strict=True):
+        for name, value in expected.items():
+            error = output_error(value, got[name]) if name in got else inf
+            worst[name] = max(worst.get(name, 0.0), error)
+    return worst
+
+
+def _agreement(plain: Sequence[Outputs], optimized: Sequence[Outputs]) -> float:
+    """Return the worst error over the float outputs: a tie in an ArgMax may fall either way."""
+    floats = [{name: y for name, y in outputs.items() if _is_float(y)} for outputs in plain]
+    return max(_worst_errors(floats, optimized).values(), default=0.0)
+
+
+def _kind_problems(reference: Sequence[Outputs], other: Sequence[Outputs]) -> list[str]:
+    problems = []
+    for expected, got in zip(reference, other, strict=True):
+        for name, value in expected.items():
+            if name not in got:
+                problems.append(f"Output '{name}' is missing.")
+            elif got[name].dtype != value.dtype:
+                problems.append(f"Output '{name}' is {got[name].dtype} instead of {value.dtype}.")
+            elif got[name].shape != value.shape:
+                problems.append(f"Output '{name}' has shape {got[name].shape} instead of {value.shape}.")
+            elif not isfinite(output_error(value, got[name])):
+                problems.append(f"Output '{name}' is not finite where the original's is.")
+    return list(dict.fromkeys(problems))
+
+
+def _same_result(outputs: Sequence[Outputs]) -> float:
+    kinds = {str(value.dtype) for got in outputs for value in got.values()}
+    return max((SAME_RESULT.get(kind, SAME_RESULT["float32"]) for kind in kinds), default=0.0)
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind in "fc" or array.dtype.name.startswith(("bfloat", "float"))
+
+
+def _checker_problems(original: Model, converted: Model) -> list[str]:
+    if _checker_complaint(original) is not None:
+        return []
+    complaint = _checker_complaint(converted)
+    return [] if complaint is None else [f"The ONNX checker refuses the converted model: {complaint}"]
+
+
+def _checker_complaint(model: Model) -> str | None:
+    try:
+        onnx.checker.check_model(str(model) if isinstance(model, Path) else model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _interface_problems(original: Model, converted: Model) -> list[str]:
+    before, after = _graph(original), _graph(converted)
+    problems = []
+    for kind in ("input", "output"):
+        expected, got = getattr(before, kind), getattr(after, kind)
+        names, new_names = [v.name for v in expected], [v.name for v in got]
+        if names != new_names:
+            problems.append(f"The {kind}s are called {new_names} instead of {names}.")
+            continue
+        problems += [
+            f"The declared type or shape of {kind} '{a.name}' changed."
+            for a, b in zip(expected, got, strict=True)
+            if a.type != b.type
+        ]
+    return problems
+
+
+def _graph(model: Model) -> onnx.GraphProto:
+    return onnx.load(model, load_external_data=False).graph if isinstance(model, Path) else model.graph
