@@ -1,0 +1,149 @@
+"""Samples for a model from a file, a folder or a function, checked before anything runs."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxdecomp.errors import UsageError, unknown_name
+from onnxdecomp.runtime.feeds import InputSpec, input_specs, written
+from onnxdecomp.runtime.session import Array
+
+LABELS = "labels"
+"""Name of the array of labels beside the inputs in a file of samples."""
+
+
+def load_samples(source: str | Path, model: onnx.ModelProto, *, labels: bool = False) -> dict[str, Array]:
+    """Read samples for every input of a model.
+
+    Each array is ``(n, ...)``: either axis 0 is the model's own batch axis, or, for inputs whose batch is
+    not on axis 0, each entry is a whole input. `batches` tells them apart.
+
+    Args:
+        source: An ``.npz`` keyed by input name, a folder of ``.npy`` named by input, or
+            ``package.module:function`` that returns such a dictionary.
+        model: The model the samples are for.
+        labels: Also return the array ``labels``, which must then be there.
+
+    Raises:
+        UsageError: The source cannot be read, or a name, a shape, a type or a value does not fit.
+    """
+    specs = input_specs(model)
+    arrays = _read_arrays(source)
+    wanted = [*specs, LABELS] if labels else list(specs)
+    for name in arrays:
+        if name not in specs and name != LABELS:
+            raise unknown_name(f"input in {source}", name, wanted)
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise UsageError(f"{source} has no array '{missing[0]}': it needs {', '.join(wanted)}.")
+    samples = {name: _fitting(arrays[name], spec, source) for name, spec in specs.items()}
+    if labels and LABELS not in specs:
+        samples[LABELS] = arrays[LABELS]
+    counts = {name: len(array) for name, array in samples.items()}
+    if len(set(counts.values())) > 1:
+        raise UsageError(f"{source} has different numbers of samples: {_listed(counts)}.")
+    if not all(counts.values()):
+        raise UsageError(f"{source} has no samples.")
+    return samples
+
+
+def batches(
+    samples: Mapping[str, Array], model: onnx.ModelProto, size: int = 32
+) -> Iterator[dict[str, Array]]:
+    """Yield complete feeds, in order, of at most `size` samples each.
+
+    A fixed batch axis sets the size; samples that do not fill a last batch of it are dropped. Where any
+    array has one axis more than its input, every feed is one entry.
+
+    Raises:
+        UsageError: There are fewer samples than the model's fixed batch.
+    """
+    specs = input_specs(model)
+    n_samples = min(len(samples[name]) for name in specs)
+    whole = {name for name, spec in specs.items() if samples[name].ndim > len(spec.shape)}
+    fixed = {spec.shape[0] for spec in specs.values() if spec.shape and isinstance(spec.shape[0], int)}
+    step = 1 if whole else int(max(fixed, default=size, key=int))
+    if n_samples < step:
+        raise UsageError(f"The model takes batches of {step} samples and there are {n_samples}.")
+    for start in range(0, n_samples, step):
+        if not (fixed and not whole and start + step > n_samples):
+            yield {n: samples[n][start] if n in whole else samples[n][start : start + step] for n in specs}
+
+
+def load_function(reference: str) -> Any:
+    """Return the function that ``package.module:function`` names.
+
+    Raises:
+        UsageError: The module or the function does not exist.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"'{reference}' does not name a function as package.module:function: {error}."
+        ) from error
+
+
+def _read_arrays(source: str | Path) -> dict[str, Array]:
+    path = Path(source)
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        return {name: _load(file) for name, file in files.items()}
+    if path.is_file():
+        loaded = _load(path)
+        if isinstance(loaded, np.ndarray):
+            raise UsageError(f"{path} holds one array: write an .npz keyed by input name.")
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    if ":" in str(source):
+        made = load_function(str(source))()
+        if isinstance(made, Mapping):
+            return {name: np.asarray(array) for name, array in made.items()}
+        raise UsageError(
+            f"{source} returned {type(made).__name__}, not a dictionary of arrays by input name."
+        )
+    raise UsageError(f"{source} is neither a file, a folder nor package.module:function.")
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} cannot be read as numpy arrays: {error}.") from error
+
+
+def _fitting(array: Array, spec: InputSpec, source: str | Path) -> NDArray[Any]:
+    """Return `array` in the element type of the input, after checking type, shape and values."""
+    where = f"Array '{spec.name}' of {source}"
+    if spec.dtype.kind == "O":
+        array = array.astype(object) if array.dtype.kind in "US" else array
+    if spec.dtype.kind != array.dtype.kind and not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise UsageError(f"{where} is {array.dtype}, and the model takes {spec.dtype}.")
+    shape = array.shape if array.ndim == len(spec.shape) else array.shape[1:]
+    first = 1 if array.ndim == len(spec.shape) else 0
+    fits = len(shape) == len(spec.shape) and all(
+        not isinstance(a, int) or a == n for a, n in zip(spec.shape[first:], shape[first:], strict=True)
+    )
+    if not fits or not array.ndim:
+        raise UsageError(
+            f"{where} has shape {array.shape}, samples on axis 0, and the model takes {written(spec)}."
+        )
+    if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+        raise UsageError(f"{where} has values that are NaN or infinite.")
+    if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and array.size:
+        info = np.iinfo(spec.dtype)
+        if array.min() < info.min or array.max() > info.max:
+            raise UsageError(
+                f"{where} has values from {array.min()} to {array.max()}, outside of {spec.dtype}."
+            )
+    return array.astype(spec.dtype, copy=False)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
