@@ -1,0 +1,231 @@
+"""Exchange layers for chains in a copy of the original model; nothing else in it changes.
+
+Before:  y = Conv(x, W, b)
+After:   t = Conv(x, W0);  y = Conv(t, W1, b)
+
+The chain stands where the layer stood and makes the tensor of the same name. Constants that only the layer
+used, and the nodes that only moved them, are dropped.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxdecomp.graph.emit import Wiring, chain_nodes, stored_weight
+from onnxdecomp.graph.find import LayerGroup, Site
+from onnxdecomp.graph.io import Model
+from onnxdecomp.graph.lens import opset
+from onnxdecomp.graph.walk import walk
+from onnxdecomp.graph.weights import Constant
+from onnxdecomp.methods.base import Chain
+
+_IR_WITHOUT_HIDDEN_CONSTANTS = 3
+"""Up to this IR version an initializer has to be an input of the graph too."""
+
+_MARK = "/onnxdecomp/"
+"""Stands in every name we make, so that a prefix not used before makes it unique."""
+
+_OPSET_WITH_OPTIONAL_C = 11
+"""From this operator set on a Gemm may do without its input C."""
+
+
+@dataclass
+class _Edits:
+    """What changes in one graph: nodes by position, initializers to add, constants to drop if unused."""
+
+    nodes: dict[int, list[onnx.NodeProto]] = field(default_factory=dict)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+    maybe_unused: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+
+
+class Rewriter:
+    """Collects replacements and applies them at once.
+
+    Args:
+        model: The model as it was read; not modified.
+        add_tensor: Stores an array under a name with a dtype and returns the tensor, such as
+            `ModelWriter.add_tensor`.
+    """
+
+    def __init__(self, model: Model, add_tensor: Callable[..., onnx.TensorProto]) -> None:
+        self._model = model
+        self._add_tensor = add_tensor
+        self._opset = opset(model.proto)
+        self._old_ir = model.proto.ir_version <= _IR_WITHOUT_HIDDEN_CONSTANTS
+        self._weight_prefixes = set(_taken_prefixes(model.proto))
+        self._node_prefixes = set(self._weight_prefixes)
+        self._edits: dict[str, _Edits] = {}
+
+    def replace(self, group: LayerGroup, chain: Chain) -> None:
+        """Write the numbers of a chain once and its nodes at each site of the group."""
+        source = group.sites[0].weight
+        home = "" if self._old_ir else source.scope.prefix
+        prefix = _fresh(source.origin.name, self._weight_prefixes) + _MARK
+        names = []
+        for index, (spec, weight) in enumerate(zip(chain.specs, chain.weights, strict=True)):
+            names.append(f"{prefix}weight{index}")
+            self._add(home, names[-1], stored_weight(chain.layer, spec, weight), group.dtype)
+        zero = None
+        if group.layer.op_type == "Gemm" and self._opset < _OPSET_WITH_OPTIONAL_C:
+            zero = f"{prefix}zero"
+            self._add(home, zero, np.zeros(1), group.dtype)
+        bias = group.bias()
+        if bias is not None:
+            self._add(home, f"{prefix}bias", bias, group.dtype)
+        for site in group.sites:
+            bias_name = f"{prefix}bias" if bias is not None else None
+            self._replace_site(site, chain, tuple(names), bias_name, zero)
+
+    def finish(self) -> onnx.ModelProto:
+        """Return the rewritten model; without replacements it equals the original."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._model.proto)
+        graphs = {"": proto.graph} | {place.scope: place.graph for place in walk(proto.graph)}
+        for prefix, edits in self._edits.items():
+            _exchange_nodes(graphs[prefix], edits)
+        for prefix, edits in self._edits.items():
+            graph = graphs[prefix]
+            graph.initializer.extend(edits.initializers)
+            if self._old_ir:
+                graph.input.extend(_as_input(tensor) for tensor in edits.initializers)
+        # bodies first: a constant of an outer graph may be used up by a node inside
+        for prefix in sorted(self._edits, key=len, reverse=True):
+            _drop_unused(graphs[prefix], self._edits[prefix], inputs_too=self._old_ir)
+        return proto
+
+    def _replace_site(
+        self, site: Site, chain: Chain, weights: tuple[str, ...], bias: str | None, zero: str | None
+    ) -> None:
+        original = site.place.proto
+        name = _fresh(original.name or original.output[0], self._node_prefixes)
+        if bias is None and site.bias is not None:
+            bias = site.bias.name
+        wiring = Wiring(site.data, site.output, weights, bias or zero, name, site.trans_a, site.beta)
+        nodes = chain_nodes(chain.layer, chain.specs, wiring)
+        for node in nodes:
+            if original.domain:
+                node.domain = original.domain
+            if zero and len(node.input) < 3:
+                node.input.append(zero)
+        edits = self._edit(site.place.scope.prefix)
+        edits.nodes[site.place.index] = nodes
+        if site.tail:
+            edits.gone.add(original.output[0])
+            for fold in site.tail.folds:
+                edits.nodes[fold.place.index] = []
+                if fold is not site.tail.folds[-1]:
+                    edits.gone.add(fold.place.proto.output[0])
+        for constant in _constants(site):
+            self._may_drop(constant)
+
+    def _may_drop(self, constant: Constant) -> None:
+        for place in constant.nodes:
+            self._edit(place.scope.prefix).maybe_unused.add(place.proto.output[0])
+        for scope, name in constant.initializers:
+            self._edit(scope.prefix).maybe_unused.add(name)
+
+    def _edit(self, prefix: str) -> _Edits:
+        return self._edits.setdefault(prefix, _Edits())
+
+    def _add(self, home: str, name: str, array: np.ndarray, dtype: np.dtype) -> None:
+        self._edit(home).initializers.append(self._add_tensor(name, array, dtype))
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """Return `name`, with a number behind it when it is taken, and take it."""
+    number, prefix = 1, name
+    while prefix in taken:
+        number += 1
+        prefix = f"{name}_{number}"
+    taken.add(prefix)
+    return prefix
+
+
+def _constants(site: Site) -> Iterator[Constant]:
+    """Yield the constants that a replaced site no longer uses."""
+    yield site.weight
+    if site.tail:
+        if site.bias_constant:
+            yield site.bias_constant
+        for fold in site.tail.folds:
+            yield from fold.constants
+
+
+def _exchange_nodes(graph: onnx.GraphProto, edits: _Edits) -> None:
+    for index in sorted(edits.nodes, reverse=True):
+        del graph.node[index]
+        for node in reversed(edits.nodes[index]):
+            graph.node.insert(index, node)
+
+
+def _drop_unused(graph: onnx.GraphProto, edits: _Edits, *, inputs_too: bool) -> None:
+    """Remove the constants of `edits` that nothing uses any more, and what else names them."""
+    used = Counter(_used_names(graph))
+    dropped = set(edits.gone)
+    for index in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[index]
+        own = set(node.output)
+        if own and own <= edits.maybe_unused and not any(used[name] for name in own):
+            used.subtract(node.input)
+            dropped |= own
+            del graph.node[index]
+    constants = {name for name in edits.maybe_unused if not used[name]}
+    _remove(graph.initializer, constants)
+    dropped |= constants
+    if inputs_too:
+        _remove(graph.input, constants)
+    _remove(graph.value_info, dropped)
+    for index in range(len(graph.quantization_annotation) - 1, -1, -1):
+        if graph.quantization_annotation[index].tensor_name in dropped:
+            del graph.quantization_annotation[index]
+
+
+def _remove(entries: Any, names: set[str]) -> None:
+    """Delete the entries of a repeated field that have one of the names."""
+    for index in range(len(entries) - 1, -1, -1):
+        if entries[index].name in names:
+            del entries[index]
+
+
+def _used_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield each use of a tensor in a graph and in the bodies inside it."""
+    yield from (output.name for output in graph.output)
+    bodies = {}
+    for place in walk(graph):
+        yield from place.node.input
+        bodies[place.scope] = place.graph
+    for scope, body in bodies.items():
+        if scope:
+            yield from (output.name for output in body.output)
+
+
+def _taken_prefixes(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield what stands before our mark in names of the model, which then was converted before."""
+    for name in _all_names(proto):
+        at = name.find(_MARK)
+        while at >= 0:
+            yield name[:at]
+            at = name.find(_MARK, at + 1)
+
+
+def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield the names of nodes and tensors in all scopes."""
+    graphs = {"": proto.graph}
+    for place in walk(proto.graph):
+        graphs[place.scope] = place.graph
+        yield place.node.name
+        yield from place.node.input
+        yield from place.node.output
+    for graph in graphs.values():
+        values: Iterable[onnx.ValueInfoProto | onnx.TensorProto]
+        values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+        yield from (value.name for value in values)
+
+
+def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
