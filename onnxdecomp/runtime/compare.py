@@ -13,7 +13,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.emit import data_shape, layer_model
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, recompose
-from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, run
+from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto, run
 
 FloatArray = NDArray[np.floating]
 Outputs = dict[str, Array]
@@ -301,7 +301,7 @@ def _checker_complaint(model: Model) -> str | None:
 
 
 def _interface_problems(original: Model, converted: Model) -> list[str]:
-    before, after = _graph(original), _graph(converted)
+    before, after = read_proto(original).graph, read_proto(converted).graph
     problems = []
     for kind in ("input", "output"):
         expected, got = getattr(before, kind), getattr(after, kind)
@@ -315,7 +315,3 @@ def _interface_problems(original: Model, converted: Model) -> list[str]:
             if a.type != b.type
         ]
     return problems
-
-
-def _graph(model: Model) -> onnx.GraphProto:
-    return onnx.load(model, load_external_data=False).graph if isinstance(model, Path) else model.graph

@@ -3,14 +3,13 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
-from onnxdecomp.runtime.session import Array, Model, open_session, run
+from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -90,15 +89,20 @@ def seeded_feeds(
 def runnable_feeds(model: Model, seed: int, shapes: Shapes | None = None) -> dict[str, Array]:
     """Return `seeded_feeds` of the first size in `SIZES` on which onnxruntime runs the model.
 
-    A model whose shapes are all known is not run.
+    First every input gets the size, then only the first input while the others, such as the state of a
+    recurrent network, get 1. A model whose shapes are all known is not run.
 
     Raises:
         UsageError: No size works, or as `seeded_feeds`.
         ModelError: onnxruntime cannot load the model.
     """
-    proto = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+    proto = read_proto(model)
     specs = input_specs(proto)
-    tried = dict.fromkeys(tuple(_resolve(specs, shapes or {}, size).items()) for size in SIZES)
+    tried = dict.fromkeys(
+        tuple(_resolve(specs, shapes or {}, size, others).items())
+        for others in (None, (1, 1))
+        for size in SIZES
+    )
     if len(tried) == 1:
         return seeded_feeds(proto, seed, shapes)
     session = open_session(model)
@@ -135,8 +139,16 @@ def _axis(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     return dim.dim_param or None
 
 
-def _resolve(specs: Mapping[str, InputSpec], shapes: Shapes, size: tuple[int, int]) -> dict[str, Shape]:
-    """Return a full shape for every input; axes of the same name get the same size."""
+def _resolve(
+    specs: Mapping[str, InputSpec],
+    shapes: Shapes,
+    size: tuple[int, int],
+    others: tuple[int, int] | None = None,
+) -> dict[str, Shape]:
+    """Return a full shape for every input; axes of the same name get the same size.
+
+    `others` is the size for the inputs behind the first, when it is not `size`.
+    """
     for name in shapes:
         if name not in specs:
             raise unknown_name("input", name, specs)
@@ -147,7 +159,11 @@ def _resolve(specs: Mapping[str, InputSpec], shapes: Shapes, size: tuple[int, in
             known |= {a: n for a, n in zip(spec.shape, shapes[spec.name], strict=True) if isinstance(a, str)}
     for spec in specs.values():
         known |= {a: 1 for i, a in enumerate(spec.shape) if _is_batch(i, a) and a not in known}  # type: ignore[misc]
-    return {s.name: tuple(shapes.get(s.name) or _filled(s, known, size)) for s in specs.values()}
+    resolved = {}
+    for index, spec in enumerate(specs.values()):
+        filled = _filled(spec, known, others if others and index else size)
+        resolved[spec.name] = tuple(shapes.get(spec.name, filled))
+    return resolved
 
 
 def _filled(spec: InputSpec, known: dict[str, int], size: tuple[int, int]) -> Shape:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
@@ -101,6 +102,20 @@ def run(session: ort.InferenceSession, feeds: Feeds) -> dict[str, Array]:
         raise ModelError(
             f"onnxruntime cannot run the model on inputs {shapes}: {first_sentence(error)}"
         ) from error
+
+
+def read_proto(model: Model) -> onnx.ModelProto:
+    """Return the model; from a path it is read without its external data.
+
+    Raises:
+        ModelError: The file cannot be read as a model.
+    """
+    if not isinstance(model, Path):
+        return model
+    try:
+        return onnx.load(model, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"{model} cannot be read as an ONNX model: {first_sentence(error)}") from error
 
 
 def first_sentence(error: Exception) -> str:
