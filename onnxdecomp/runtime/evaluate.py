@@ -1,0 +1,188 @@
+"""How good a model's outputs are: one number per model, higher is better."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxdecomp.errors import ModelError, UsageError, unknown_name
+from onnxdecomp.runtime.samples import LABELS, batches, load_function
+from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
+
+Outputs = Mapping[str, Array]
+Score = Callable[[Outputs, Array | None, Outputs], float]
+"""(outputs, labels, outputs of the original) -> a number, higher is better. Samples are on axis 0."""
+
+LIMIT_DB = 100.0
+"""What `psnr` and `sqnr` say of equal signals, so that a drop stays a number."""
+
+BATCH = 32
+"""Samples run at once where the model allows it."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of quality.
+
+    Args:
+        name: Its name on the command line.
+        score: What computes it.
+        needs_labels: Whether it compares with labels.
+        unit: What its numbers are counted in, for reports.
+    """
+
+    name: str
+    score: Score
+    needs_labels: bool = False
+    unit: str = ""
+
+
+def metric(name: str) -> Metric:
+    """Return the metric called `name`, or the function that ``package.module:function`` names.
+
+    Such a function gets (outputs by name, labels or None, outputs of the original) and returns a number.
+
+    Raises:
+        UsageError: There is no such metric.
+    """
+    if ":" in name:
+        return Metric(name, load_function(name))
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    return METRICS[name]
+
+
+def outputs_over(
+    model: Model, samples: Mapping[str, Array], *, threads: int = 1, batch: int = BATCH
+) -> dict[str, Array]:
+    """Run a model on every sample and return its outputs, joined along axis 0.
+
+    Args:
+        model: The model or its path.
+        samples: As `load_samples` returns them.
+        threads: Threads inside an operator.
+        batch: Samples run at once where the model allows it.
+
+    Raises:
+        UsageError: There are too few samples.
+        ModelError: onnxruntime cannot run the model on them, or an output has no axis to join along.
+    """
+    session = open_session(model, threads=threads)
+    parts = [run(session, feeds) for feeds in batches(samples, read_proto(model), batch)]
+    return {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
+
+
+def evaluate(
+    model: Model,
+    samples: Mapping[str, Array],
+    measure: Metric,
+    *,
+    reference: Outputs,
+    threads: int = 1,
+    batch: int = BATCH,
+) -> float:
+    """Return the score of a model on samples.
+
+    Args:
+        model: The model or its path.
+        samples: As `load_samples` returns them, with ``labels`` where the metric needs them.
+        measure: The metric.
+        reference: Outputs of the original on the same samples, from `outputs_over`.
+        threads: Threads inside an operator.
+        batch: Samples run at once where the model allows it.
+
+    Raises:
+        UsageError: The metric needs labels and there are none, or does not suit the model's outputs.
+    """
+    labels = samples.get(LABELS)
+    if measure.needs_labels and labels is None:
+        raise UsageError(f"Metric {measure.name} needs an array '{LABELS}' beside the inputs.")
+    outputs = outputs_over(model, samples, threads=threads, batch=batch)
+    n_run = len(next(iter(outputs.values())))
+    return float(measure.score(outputs, None if labels is None else labels[:n_run], reference))
+
+
+def top1(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+    """Return the share of samples whose largest entry of the first output is at the label."""
+    if labels is None:
+        raise UsageError(f"Metric top1 needs an array '{LABELS}' beside the inputs.")
+    chosen = _classes(outputs)
+    if chosen.shape != labels.shape:
+        raise UsageError(f"Metric top1 has {chosen.shape} classes for {labels.shape} labels.")
+    return float(np.mean(chosen == labels))
+
+
+def agreement(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+    """Return the share of samples (and positions) on which the first output chooses as the original does."""
+    return float(np.mean(_classes(outputs) == _classes(reference)))
+
+
+def cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+    """Return the mean cosine between each sample's first output and the original's."""
+    ours, theirs = _rows(outputs), _rows(reference)  # (n, values)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    same = np.all(ours == theirs, axis=1)
+    products = np.sum(ours * theirs, axis=1)
+    return float(np.mean(np.where(same, 1.0, products / np.where(norms > 0, norms, 1.0))))
+
+
+def psnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+    """Return the peak signal-to-noise ratio of the first output in dB, at most `LIMIT_DB`.
+
+    The truth is `labels` where there are some of the output's shape, else the original's output; the peak
+    is the range of its values.
+    """
+    ours, theirs = _rows(outputs), _rows(reference)
+    truth = theirs if labels is None else np.asarray(labels, np.float64).reshape(ours.shape)
+    return _decibels(float(np.ptp(truth)) ** 2, float(np.mean(np.square(ours - truth))))
+
+
+def sqnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+    """Return the signal of the original's first output over what changed, in dB, at most `LIMIT_DB`."""
+    ours, theirs = _rows(outputs), _rows(reference)
+    return _decibels(float(np.mean(np.square(theirs))), float(np.mean(np.square(ours - theirs))))
+
+
+METRICS = {
+    found.name: found
+    for found in (
+        Metric("top1", top1, needs_labels=True, unit="share"),
+        Metric("agreement", agreement, unit="share"),
+        Metric("cosine", cosine),
+        Metric("psnr", psnr, unit="dB"),
+        Metric("sqnr", sqnr, unit="dB"),
+    )
+}
+
+
+def _first(outputs: Outputs) -> Array:
+    return next(iter(outputs.values()))
+
+
+def _classes(outputs: Outputs) -> Array:
+    """Return the class chosen: along axis 1 of (n, C) and (n, C, *spatial), the last of (n, steps, C).
+
+    An output without scores, (n,), is the choice itself.
+    """
+    first = _first(outputs)
+    if first.ndim < 2:
+        return first
+    return np.asarray(np.argmax(np.asarray(first, np.float64), axis=2 if first.ndim == 3 else 1))
+
+
+def _rows(outputs: Outputs) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    first = np.asarray(_first(outputs), np.float64)
+    return first.reshape(len(first), -1)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return LIMIT_DB
+    return min(LIMIT_DB, 10.0 * float(np.log10(signal / noise))) if signal > 0 else -LIMIT_DB
+
+
+def _joined(name: str, parts: list[Array]) -> Array:
+    try:
+        return np.concatenate(parts)
+    except ValueError as error:
+        raise ModelError(f"Output '{name}' cannot be joined over the samples: {error}.") from error
