@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,7 +119,8 @@ class ModelWriter:
     """Write a model made from `model`, all of it or nothing.
 
     Large weights are streamed to a data file beside the output as they come, so that memory holds one
-    layer at a time. Files get temporary names until `commit`; leaving without it removes them.
+    layer at a time. Files stand in a temporary folder until `publish`, complete from `stage` on, so that
+    the model can be run before it takes the place of what was there; leaving without it removes them.
 
     Args:
         model: The model that the result is made from.
@@ -126,7 +128,8 @@ class ModelWriter:
             rewritten still refer to the external data of `model`.
 
     Attributes:
-        result: The committed model when `out_path` is None.
+        result: The published model when `out_path` is None.
+        size_bytes: Size of the staged model file (in memory: of the message) and of its data.
 
     Raises:
         ModelError: The output cannot be written, or it would overwrite a file that `model` is read from.
@@ -134,13 +137,15 @@ class ModelWriter:
 
     def __init__(self, model: Model, out_path: str | Path | None) -> None:
         self.result: ModelProto | None = None
+        self.size_bytes = 0
+        self._staged: ModelProto | None = None
         self._model = model
         self._out = Path(out_path) if out_path is not None else None
         self._external = False
         self._inline_bytes = model.proto.ByteSize()
         self._added: set[str] = set()
         self._data: IO[bytes] | None = None
-        self._temporary: list[Path] = []
+        self._folder: Path | None = None
         if self._out:
             self._check_output(self._out)
             self._external = bool(model.data_files) or self._inline_bytes > INLINE_LIMIT_BYTES
@@ -153,8 +158,8 @@ class ModelWriter:
     ) -> None:
         if self._data:
             self._data.close()
-        for path in self._temporary:
-            path.unlink(missing_ok=True)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def add_tensor(self, name: str, array: NDArray[np.generic], dtype: DTypeLike) -> TensorProto:
         """Store an array as `dtype` and return the tensor that stands for it in the model.
@@ -182,30 +187,55 @@ class ModelWriter:
             tensor.raw_data = raw.tobytes()
         return tensor
 
-    def commit(self, proto: ModelProto) -> None:
-        """Write the model: untouched external data is copied in chunks, then both files get their names.
+    def stage(self, proto: ModelProto) -> Path | ModelProto:
+        """Write the model to the temporary folder; untouched external data is copied in chunks.
 
         Args:
             proto: The model; not modified.
 
+        Returns:
+            Where the complete model stands until it is published; `proto` when there is no output path.
+
         Raises:
             ModelError: A file cannot be written.
         """
+        self._staged = proto
         if self._out is None:
-            self.result = proto
-            return
+            self.size_bytes = proto.ByteSize() + sum(p.stat().st_size for p in self._model.data_files)
+            return proto
         if self._external:
             proto = self._with_data_copied(proto)
-        temporary = self._temporary_path(self._out)
         try:
-            with temporary.open("xb") as file:
-                file.write(proto.SerializeToString(deterministic=True))
             if self._data:
                 self._data.close()
-                Path(self._data.name).replace(_data_path(self._out))
-            temporary.replace(self._out)
+            staged = self._temporary_folder() / self._out.name
+            staged.write_bytes(proto.SerializeToString(deterministic=True))
+            self.size_bytes = sum(path.stat().st_size for path in self._temporary_folder().iterdir())
         except (OSError, EncodeError, ValueError) as error:
             raise self._cannot_write(error) from error
+        return staged
+
+    def publish(self) -> None:
+        """Give the staged files their names, the data before the model that refers to it.
+
+        Raises:
+            ModelError: A file cannot be written.
+        """
+        if self._out is None or self._folder is None:
+            self.result = self._staged
+            return
+        try:
+            for target in (_data_path(self._out), self._out):
+                staged = self._folder / target.name
+                if staged.exists():
+                    staged.replace(target)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def commit(self, proto: ModelProto) -> None:
+        """Stage and publish a model at once."""
+        self.stage(proto)
+        self.publish()
 
     def _check_output(self, out: Path) -> None:
         if out.is_dir():
@@ -260,7 +290,7 @@ class ModelWriter:
         assert self._out is not None
         try:
             if self._data is None:
-                self._data = self._temporary_path(_data_path(self._out)).open("xb")
+                self._data = (self._temporary_folder() / _data_path(self._out).name).open("xb")
             if align:
                 self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT_BYTES))
             start = self._data.tell()
@@ -269,10 +299,13 @@ class ModelWriter:
             raise self._cannot_write(error) from error
         return start
 
-    def _temporary_path(self, target: Path) -> Path:
-        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        self._temporary.append(path)
-        return path
+    def _temporary_folder(self) -> Path:
+        """Return the folder that the output grows in: beside it, so that a rename moves it into place."""
+        assert self._out is not None
+        if self._folder is None:
+            self._folder = self._out.with_name(f".{self._out.name}.{secrets.token_hex(4)}.tmp")
+            self._folder.mkdir()
+        return self._folder
 
     def _cannot_write(self, error: Exception) -> ModelError:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
