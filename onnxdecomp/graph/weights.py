@@ -81,7 +81,8 @@ class Constant:
         if kind == "transpose":
             shape = tuple(self.shape[axis] for axis in values)
             if steps and steps[-1][0] == kind:
-                values = tuple(steps.pop()[1][axis] for axis in values)
+                before = steps.pop()[1]
+                values = tuple(before[axis] for axis in values)
             if values != tuple(range(len(values))):
                 steps.append((kind, values))
             return replace(self, steps=tuple(steps), shape=shape)
