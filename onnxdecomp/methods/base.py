@@ -37,7 +37,11 @@ class Spectrum:
         """Return the energy that is lost when `rank` values are kept, never negative."""
         if rank >= min(self.shape):
             return 0.0
-        return max(0.0, self.energy - float(np.sum(np.square(self.values[:rank]))))
+        squares = np.square(
+            self.values
+        )  # summed from the tail: a difference of sums would lose half the digits
+        hidden = max(0.0, self.energy - float(np.sum(squares)))
+        return hidden + float(np.sum(squares[rank:]))
 
 
 class Analysis(ABC):

@@ -1,0 +1,177 @@
+"""Truncated singular value decomposition through the shorter side of a matrix.
+
+The singular vectors of the shorter side are the eigenvectors of a Gram matrix; the other side follows by one
+product. The product of the two is a projection of the matrix, so it is exact at full rank however small
+the singular values are. When few ranks of a large matrix are wanted, a randomized range finder replaces the
+Gram matrix.
+
+Source: Golub and Van Loan, Matrix Computations, 8.6; Halko, Martinsson and Tropp 2011, algorithm 4.4.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating]
+
+SMALL_SIZE = 2**14
+"""Up to this many entries LAPACK decomposes the matrix itself: fast enough, and accurate in the tail."""
+
+DOUBLE_SIZE = 2**20
+"""Up to this many entries every product is done in float64; beyond, float32 halves time and memory."""
+
+BLOCK_SIZE = 2**22
+"""Entries that are converted to float64 at a time: 32 MB."""
+
+SKETCH_SIDE = 1024
+"""Shorter sides up to this are cheaper to decompose in full than to sketch."""
+
+SKETCH_SHARE = 4
+"""A sketch pays when it is narrower than this fraction of the shorter side."""
+
+OVERSAMPLING = 10
+"""Columns of a sketch beyond the wanted rank."""
+
+POWER_ITERATIONS = 2
+"""Passes of a sketch through the matrix and back; fewer leave errors visible when the spectrum is flat."""
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Leading singular vectors of the shorter side of a matrix ``(m, n)``, s being the smaller of m and n.
+
+    Args:
+        vectors: ``(s, k)`` with orthonormal columns, float64.
+        values: ``(k,)`` singular values, largest first.
+        energy: Sum of the squares of all singular values, also of those beyond k.
+    """
+
+    vectors: FloatArray
+    values: FloatArray
+    energy: float
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``left @ diag(values) @ right``, the columns of `left` and rows of `right` of norm one (or zero).
+
+    Args:
+        left: ``(m, R)``.
+        values: ``(R,)``.
+        right: ``(R, n)``.
+    """
+
+    left: FloatArray
+    values: FloatArray
+    right: FloatArray
+
+
+def working_dtype(array: FloatArray) -> type[np.floating]:
+    """Return float64, or float32 for an array that is large and has no more digits than that."""
+    large = array.size > DOUBLE_SIZE and array.dtype.itemsize <= 4
+    return np.float32 if large else np.float64
+
+
+def working(array: FloatArray) -> FloatArray:
+    """Return `array` in its working type, as it is when it has that already."""
+    return np.asarray(array, working_dtype(array))
+
+
+def squared_norm(array: FloatArray) -> float:
+    """Return the sum of the squares of `array`, accumulated in float64 without a copy of the whole."""
+    rows = array.reshape(array.shape[0], -1)
+    step = max(1, BLOCK_SIZE // max(1, rows.shape[1]))
+    starts = range(0, rows.shape[0], step)
+    return float(sum(np.sum(np.square(rows[at : at + step], dtype=np.float64)) for at in starts))
+
+
+def gram(matrix: FloatArray) -> FloatArray:
+    """Return the Gram matrix ``(s, s)`` of the shorter side of ``(m, n)`` in float64, block by block."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T  # (s, long)
+    side, length = wide.shape
+    step = max(side, BLOCK_SIZE // max(1, side))
+    total = np.zeros((side, side))
+    for start in range(0, length, step):
+        block = wide[:, start : start + step].astype(np.float64)  # (s, step)
+        total += block @ block.T
+    return total
+
+
+def leading_eigenvectors(gram_matrix: FloatArray, rank: int | None = None) -> tuple[FloatArray, FloatArray]:
+    """Return the roots of the eigenvalues ``(k,)``, largest first, and the eigenvectors ``(s, k)``.
+
+    Args:
+        gram_matrix: ``(s, s)``, symmetric and not negative; overwritten.
+        rank: How many eigenvectors are kept; the roots are all returned.
+    """
+    values, vectors = scipy.linalg.eigh(gram_matrix, overwrite_a=True, check_finite=False, driver="evd")
+    roots = np.sqrt(np.maximum(values[::-1], 0.0))
+    return roots, np.ascontiguousarray(vectors[:, ::-1][:, :rank])
+
+
+def is_sketched(side: int, rank: int | None) -> bool:
+    """Say whether `rank` vectors of a matrix with this shorter side are found by a sketch."""
+    return rank is not None and side > SKETCH_SIDE and (rank + OVERSAMPLING) * SKETCH_SHARE <= side
+
+
+def leading_subspace(matrix: FloatArray, rng: np.random.Generator, rank: int | None = None) -> Subspace:
+    """Find the leading singular vectors of the shorter side of a matrix.
+
+    Args:
+        matrix: ``(m, n)``, any float dtype.
+        rng: Used by a sketch only.
+        rank: How many vectors will be needed; None for all of them.
+
+    Returns:
+        At least `rank` values; all of them unless the matrix is sketched.
+    """
+    side = min(matrix.shape)
+    if is_sketched(side, rank):
+        return _sketch(working(matrix), rng, rank or side)
+    if matrix.size <= SMALL_SIZE:
+        left, values, right = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+        vectors = left if matrix.shape[0] <= matrix.shape[1] else right.T
+        return Subspace(vectors[:, :rank], values, float(np.sum(np.square(values))))
+    values, vectors = leading_eigenvectors(gram(matrix), rank)
+    return Subspace(vectors, values, float(np.sum(np.square(values))))
+
+
+def _sketch(matrix: FloatArray, rng: np.random.Generator, rank: int) -> Subspace:
+    """Find `rank` vectors by subspace iteration from a random start; see the module's source."""
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T  # (long, s)
+    basis: FloatArray = rng.standard_normal((tall.shape[1], rank + OVERSAMPLING), dtype=np.float64)
+    for _ in range(POWER_ITERATIONS):
+        image = tall @ basis.astype(matrix.dtype)  # (long, k)
+        basis = orthonormal(tall.T @ image)  # (s, k)
+    values, rotation = leading_eigenvectors(gram(tall @ basis.astype(matrix.dtype)))  # (k, k)
+    return Subspace(basis @ rotation[:, :rank], values[:rank], squared_norm(matrix))
+
+
+def orthonormal(columns: FloatArray) -> FloatArray:
+    """Return an orthonormal basis ``(m, k)`` in float64 of the span of ``(m, k)``, k at most m."""
+    basis: FloatArray = scipy.linalg.qr(
+        np.asarray(columns, np.float64), mode="economic", overwrite_a=True, check_finite=False
+    )[0]
+    return basis
+
+
+def project(matrix: FloatArray, subspace: Subspace, rank: int) -> Factors:
+    """Return the best factors of `rank`: the matrix projected on its leading singular vectors.
+
+    Args:
+        matrix: ``(m, n)``; the one `subspace` was found for.
+        subspace: Holds at least `rank` vectors.
+        rank: At least 1.
+
+    Returns:
+        Float64 factors whose product has the least Frobenius error of any matrix of that rank.
+    """
+    vectors, work = subspace.vectors[:, :rank], working(matrix)  # (s, R), (m, n)
+    wide = matrix.shape[0] <= matrix.shape[1]
+    basis = vectors.astype(work.dtype)
+    other: FloatArray = np.asarray(basis.T @ work if wide else (work @ basis).T, np.float64)  # (R, long)
+    values = np.linalg.norm(other, axis=1)
+    other /= np.where(values > 0, values, 1.0)[:, None]
+    return Factors(vectors, values, other) if wide else Factors(other.T, values, vectors.T)
