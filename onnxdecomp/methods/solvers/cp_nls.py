@@ -1,0 +1,290 @@
+"""CP by damped Gauss-Newton steps on a penalised objective: the solver to use.
+
+    f(U) = 1/2 ||T - [[U_1, ..., U_N]]||^2 + rho/2 sum over n of ||U_n||^2,    ||T|| = 1
+
+The penalty is what keeps components from growing without bound while they cancel (degeneracy); it is
+lowered in stages, each starting from the last. Within a stage, a step solves the normal equations of the
+linearised residual by preconditioned conjugate gradients. The product of that matrix with a vector costs
+no contraction of the tensor, only small matrix products, so a step costs little more than a sweep of
+alternating least squares and gains far more, because it sees how the factors act together.
+
+Source: L. Sorber, M. Van Barel, L. De Lathauwer, "Optimization-based algorithms for tensor decompositions",
+    SIAM J. Optimization 23 (2013), section 4; damping: H. B. Nielsen, "Damping parameter in Marquardt's
+    method", IMM-REP-1999-05, equation 2.4.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxdecomp.methods.solvers.cp_als import als_sweep
+from onnxdecomp.methods.solvers.cp_epc import N_SWEEPS, correct
+from onnxdecomp.methods.solvers.cp_tensor import (
+    CpFit,
+    Factors,
+    Matrix,
+    Precision,
+    Target,
+    balance,
+    component_norms,
+    grams,
+    hadamard,
+    revive,
+)
+
+N_START_SWEEPS = 5
+STAGES = ((1e-3, 6), (1e-4, 10), (1e-5, 25))
+"""Penalty rho and most steps of each stage; rho is that of a tensor of unit norm."""
+REFINING = (1e-7, 1e-9, 1e-11, 1e-13, 1e-15)
+"""Further penalties, tried while the tensor turns out to have the rank that was asked for."""
+NEARLY_EXACT = 0.05
+"""Relative error below which the refining penalties are tried."""
+LARGEST_COMPONENT = 3.0
+"""A component of this norm, the tensor's being one, is taken for degeneracy: refining ends."""
+MAX_INNER_STEPS = 15
+INNER_TOLERANCE = 1e-3
+FIRST_DAMPING = 0.1
+"""Share of the largest diagonal entry of the normal matrices; in refining stages, a multiple of rho."""
+LEAST_GAIN = 1e-5
+"""A stage ends with a step that lowers the objective by a smaller share."""
+MAX_REJECTED = 6
+SINGLE_ABOVE = 0.1
+"""Relative error above which float32 contractions are exact enough to tell better from worse."""
+SINGLE_FROM_SIZE = 1 << 15
+"""Elements from which float32 saves time worth having."""
+
+
+def solve_nls(
+    tensor: NDArray[np.floating], rank: int, rng: np.random.Generator, enough: float = 0.0
+) -> CpFit:
+    """Fit `rank` components: short ALS start, Gauss-Newton stages, error-preserving correction.
+
+    Args:
+        tensor: Real array with two modes or more.
+        rank: Number of components R, at least 1.
+        rng: Chooses the start.
+        enough: Relative error at which to stop early.
+
+    Returns:
+        The factors ``(R, I_n)``. Components that the tensor has no use for are zero.
+    """
+    target = Target(tensor)
+    factors = target.random_start(rank, rng)
+    if not target.norm:
+        return target.fit([np.zeros_like(u) for u in factors], 0)
+    precision: Precision = np.float32 if target.tensor.size >= SINGLE_FROM_SIZE else np.float64
+    for _ in range(N_START_SWEEPS):
+        als_sweep(target, factors, STAGES[0][0], precision)
+    n_steps = N_START_SWEEPS
+    error = 1.0
+    for rho, max_steps in STAGES:
+        if error <= enough:
+            break
+        start = revive(balance(factors), rng)
+        factors, taken = descend(target, start, rho, max_steps, precision, enough)
+        n_steps += taken
+        error = target.rel_error(factors)
+    for rho in REFINING:
+        if error > NEARLY_EXACT or error <= enough:
+            break
+        finer, taken = descend(target, factors, rho, STAGES[-1][1], np.float64, enough)
+        n_steps += taken
+        finer_error = target.rel_error(finer)
+        if finer_error >= error or float(np.max(component_norms(finer))) > LARGEST_COMPONENT:
+            break
+        factors, error = finer, finer_error
+    return target.fit(correct(target, factors, error), n_steps)
+
+
+def nls_flops(shape: tuple[int, ...], rank: int) -> float:
+    """Return an upper estimate of the floating-point operations of `solve_nls`, refining stages left out."""
+    n_steps = N_START_SWEEPS + sum(steps for _, steps in STAGES)
+    contractions = 4.0 * prod(shape) * rank
+    inner = (MAX_INNER_STEPS * 6.0 + 8.0) * rank**2 * sum(shape)
+    inverses = 2.0 * len(shape) * rank**3
+    correction = N_SWEEPS * (contractions + 2.0 * rank**2 * sum(shape) + 9.0 * len(shape) * rank**3)
+    return n_steps * (contractions + inner + inverses) + correction
+
+
+@dataclass
+class Point:
+    """Factors with everything the next step needs to know about them.
+
+    Args:
+        factors: ``(R, I_n)`` each.
+        gram: ``U_n U_n^T``, ``(R, R)`` each.
+        products: MTTKRP of each mode, ``(R, I_n)``.
+        fit_error: ``||T - T'||^2``.
+        value: The objective f.
+    """
+
+    factors: Factors
+    gram: list[Matrix]
+    products: Factors
+    fit_error: float
+    value: float
+
+
+def evaluate(target: Target, factors: Factors, rho: float, precision: Precision = np.float64) -> Point:
+    """Compute the objective and what its gradient is made of."""
+    return _point(target, factors, target.mttkrp(factors, precision), rho)
+
+
+def _point(target: Target, factors: Factors, products: Factors, rho: float) -> Point:
+    gram = grams(factors)
+    fit_error = target.squared_error(products[0], factors[0], gram)
+    penalty = rho * float(sum(np.vdot(u, u) for u in factors))
+    return Point(factors, gram, products, fit_error, 0.5 * (fit_error + penalty))
+
+
+def gradient(point: Point, rho: float) -> Factors:
+    """Return the gradient of the objective, ``(R, I_n)`` per mode."""
+    return [
+        (hadamard(point.gram, n) + rho * np.eye(len(u))) @ u - point.products[n]
+        for n, u in enumerate(point.factors)
+    ]
+
+
+class GaussNewton:
+    """The matrix ``J^T J + shift I`` of one point, J being the Jacobian of the CP form, never written out.
+
+    Its diagonal blocks are ``Gamma_n = product over m != n of the Gram matrices``, once for each column;
+    their inverse is the preconditioner. Products cost ``O(N R^2 (I_1 + ... + I_N))``.
+
+    Args:
+        factors: ``(R, I_n)`` each.
+        gram: Their Gram matrices.
+        shift: Penalty plus damping, positive.
+        precision: Of the products.
+    """
+
+    def __init__(self, factors: Factors, gram: list[Matrix], shift: float, precision: Precision) -> None:
+        modes = range(len(factors))
+        eye = shift * np.eye(len(gram[0]))
+        blocks = [hadamard(gram, n) + eye for n in modes]
+        self.factors = [u.astype(precision, copy=False) for u in factors]
+        self.blocks = [b.astype(precision, copy=False) for b in blocks]
+        self.inverses: Factors = [np.linalg.inv(b).astype(precision, copy=False) for b in blocks]
+        self.couplings = {
+            (n, m): hadamard(gram, n, m).astype(precision, copy=False) for n in modes for m in modes if n < m
+        }
+
+    def off_diagonal(self, step: Factors) -> Factors:
+        """Return the product of all blocks but the diagonal ones with ``(R, I_n)`` per mode."""
+        crossed = [u @ x.T for u, x in zip(self.factors, step, strict=True)]  # (R, R)
+        modes = range(len(step))
+        mixed = [
+            sum(self.couplings[min(n, m), max(n, m)] * crossed[m] for m in modes if m != n) for n in modes
+        ]
+        return [k @ u for k, u in zip(mixed, self.factors, strict=True)]  # (R, I_n)
+
+    def product(self, step: Factors) -> Factors:
+        """Return the product of the matrix with ``(R, I_n)`` per mode."""
+        rest = self.off_diagonal(step)
+        return [b @ x + r for b, x, r in zip(self.blocks, step, rest, strict=True)]
+
+    def solve(self, right: Factors, max_steps: int, tolerance: float) -> tuple[Factors, Factors]:
+        """Solve by preconditioned conjugate gradients.
+
+        The preconditioner is the inverse of the diagonal blocks, so the diagonal part of the product with a
+        preconditioned residual is that residual: it is carried along instead of being multiplied out.
+
+        Returns:
+            The solution and the residual that is left, ``(R, I_n)`` per mode in the precision of this object.
+        """
+        precision = self.factors[0].dtype
+        residual: Factors = [r.astype(precision) for r in right]
+        solution: Factors = [np.zeros_like(r) for r in residual]
+        direction: Factors = [p @ r for p, r in zip(self.inverses, residual, strict=True)]
+        diagonal: Factors = [r.copy() for r in residual]  # diagonal blocks times direction
+        size = first = _dot(residual, direction)
+        for _ in range(max_steps):
+            image = _add(diagonal, 1.0, self.off_diagonal(direction))
+            curvature = _dot(direction, image)
+            if not (size > 0.0 and curvature > 0.0):
+                break
+            length = size / curvature
+            solution = _add(solution, length, direction)
+            residual = _add(residual, -length, image)
+            scaled: Factors = [p @ r for p, r in zip(self.inverses, residual, strict=True)]
+            before, size = size, _dot(residual, scaled)
+            if size <= tolerance**2 * first:
+                break
+            direction = _add(scaled, size / before, direction)
+            diagonal = _add(residual, size / before, diagonal)
+        return solution, residual
+
+
+def _dot(left: Factors, right: Factors) -> float:
+    return float(sum(np.vdot(a, b) for a, b in zip(left, right, strict=True)))
+
+
+def _add(left: Factors, scale: float, right: Factors) -> Factors:
+    return [a + a.dtype.type(scale) * b for a, b in zip(left, right, strict=True)]
+
+
+def descend(
+    target: Target,
+    factors: Factors,
+    rho: float,
+    max_steps: int,
+    precision: Precision = np.float64,
+    enough: float = 0.0,
+) -> tuple[Factors, int]:
+    """Lower the objective at one penalty by damped Gauss-Newton steps.
+
+    Args:
+        target: The tensor, of unit norm.
+        factors: Start, ``(R, I_n)`` each; not modified.
+        rho: Penalty.
+        max_steps: Most accepted and rejected steps.
+        precision: float32 is left for float64 once the fit is close.
+        enough: Relative error at which to stop early.
+
+    Returns:
+        Balanced factors whose objective is not above that of the start, and the number of steps.
+    """
+    point = evaluate(target, balance(factors), rho, precision)
+    steepest = max(float(np.max(np.diagonal(hadamard(point.gram, n)))) for n in range(len(factors)))
+    damping = FIRST_DAMPING * (steepest if rho >= STAGES[-1][0] else rho)
+    growth, n_rejected, n_steps = 2.0, 0, 0
+    while n_steps < max_steps and n_rejected < MAX_REJECTED and damping > 0.0:
+        if precision is np.float32 and point.fit_error < SINGLE_ABOVE**2:
+            precision = np.float64
+            point = evaluate(target, point.factors, rho, precision)
+        n_steps += 1
+        slope = gradient(point, rho)
+        matrix = GaussNewton(point.factors, point.gram, rho + damping, precision)
+        inner, residual = matrix.solve([-g for g in slope], MAX_INNER_STEPS, INNER_TOLERANCE)
+        step: Factors = [x.astype(np.float64, copy=False) for x in inner]
+        # With A x = -g - r, the model falls by -g.x - 1/2 x.(A - damping) x = 1/2 x.(r - g + damping x).
+        expected = 0.5 * (_dot(step, residual) - _dot(step, slope) + damping * _dot(step, step))
+        trial = evaluate(target, _add(point.factors, 1.0, step), rho, precision)
+        gain = point.value - trial.value
+        if not gain > 0.0:
+            damping, growth, n_rejected = damping * growth, 2.0 * growth, n_rejected + 1
+            continue
+        finished = gain < LEAST_GAIN * point.value or trial.fit_error < enough**2
+        point = _balanced(target, trial, rho)
+        ratio = gain / expected if expected > 0.0 else 1.0
+        damping *= max(1.0 / 3.0, 1.0 - (2.0 * ratio - 1.0) ** 3)
+        growth, n_rejected = 2.0, 0
+        if finished:
+            break
+    return point.factors, n_steps
+
+
+def _balanced(target: Target, point: Point, rho: float) -> Point:
+    """Balance the factors; the MTTKRPs follow by scaling, without touching the tensor."""
+    even = balance(point.factors)
+    ratios = []
+    for old, new in zip(point.factors, even, strict=True):
+        before, after = np.linalg.norm(old, axis=1), np.linalg.norm(new, axis=1)
+        ratios.append(np.divide(after, before, out=np.zeros_like(after), where=before > 0))  # (R,)
+    products = []
+    for n, product in enumerate(point.products):
+        others = np.multiply.reduce(ratios[:n] + ratios[n + 1 :])  # (R,)
+        products.append(product * others[:, None])
+    return _point(target, even, products, rho)
