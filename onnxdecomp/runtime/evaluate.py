@@ -98,8 +98,9 @@ def evaluate(
     if measure.needs_labels and labels is None:
         raise UsageError(f"Metric {measure.name} needs an array '{LABELS}' beside the inputs.")
     outputs = outputs_over(model, samples, threads=threads, batch=batch)
-    n_run = len(next(iter(outputs.values())))
-    return float(measure.score(outputs, None if labels is None else labels[:n_run], reference))
+    if labels is not None:
+        labels = labels[: len(_first(outputs))]  # the last samples may not have filled a fixed batch
+    return float(measure.score(outputs, labels, reference))
 
 
 def top1(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
@@ -129,11 +130,15 @@ def cosine(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
 def psnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
     """Return the peak signal-to-noise ratio of the first output in dB, at most `LIMIT_DB`.
 
-    The truth is `labels` where there are some of the output's shape, else the original's output; the peak
-    is the range of its values.
+    The truth is `labels` where there are some, else the original's output; the peak is the range of its
+    values.
     """
     ours, theirs = _rows(outputs), _rows(reference)
-    truth = theirs if labels is None else np.asarray(labels, np.float64).reshape(ours.shape)
+    truth = theirs
+    if labels is not None:
+        if labels.size != ours.size:
+            raise UsageError(f"Metric psnr has {labels.size} true values for {ours.size} of the model.")
+        truth = np.asarray(labels, np.float64).reshape(ours.shape)
     return _decibels(float(np.ptp(truth)) ** 2, float(np.mean(np.square(ours - truth))))
 
 
@@ -171,7 +176,7 @@ def _classes(outputs: Outputs) -> Array:
 
 
 def _rows(outputs: Outputs) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    first = np.asarray(_first(outputs), np.float64)
+    first = np.atleast_1d(np.asarray(_first(outputs), np.float64))
     return first.reshape(len(first), -1)
 
 
@@ -182,6 +187,8 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def _joined(name: str, parts: list[Array]) -> Array:
+    if len(parts) == 1:
+        return parts[0]
     try:
         return np.concatenate(parts)
     except ValueError as error:

@@ -14,19 +14,11 @@ from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, r
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-SIZES = (
-    (224, 224),
-    (64, 64),
-    (32, 32),
-    (48, 320),
-    (128, 128),
-    (512, 512),
-    (640, 640),
-    (16, 16),
-    (8, 8),
-    (1, 1),
-)
+SIZES = ((224, 224), (64, 64), (32, 32), (48, 320), (128, 128), (512, 512), (640, 640), (16, 16), (8, 8))
 """Height and width tried, in this order, for dynamic axes; a lone dynamic axis gets the width."""
+
+SINGLE = (1, 1)
+"""The size of a state of one sample, and the last one tried for everything."""
 
 CHANNELS = 3
 """Size of a dynamic axis before the dynamic height and width."""
@@ -98,11 +90,8 @@ def runnable_feeds(model: Model, seed: int, shapes: Shapes | None = None) -> dic
     """
     proto = read_proto(model)
     specs = input_specs(proto)
-    tried = dict.fromkeys(
-        tuple(_resolve(specs, shapes or {}, size, others).items())
-        for others in (None, (1, 1))
-        for size in SIZES
-    )
+    sizes = [(size, others) for others in (None, SINGLE) for size in SIZES] + [(SINGLE, SINGLE)]
+    tried = dict.fromkeys(tuple(_resolve(specs, shapes or {}, *pair).items()) for pair in sizes)
     if len(tried) == 1:
         return seeded_feeds(proto, seed, shapes)
     session = open_session(model)

@@ -58,13 +58,18 @@ def batches(
     """Yield complete feeds, in order, of at most `size` samples each.
 
     A fixed batch axis sets the size; samples that do not fill a last batch of it are dropped. Where any
-    array has one axis more than its input, every feed is one entry.
+    array has one axis more than its input, every feed is one entry. Arrays of different lengths, which no
+    file of samples has, are one feed as they are.
 
     Raises:
         UsageError: There are fewer samples than the model's fixed batch.
     """
     specs = input_specs(model)
-    n_samples = min(len(samples[name]) for name in specs)
+    lengths = {np.shape(samples[name])[:1] for name in specs}
+    if len(lengths) != 1 or lengths == {()}:
+        yield {name: samples[name] for name in specs}
+        return
+    ((n_samples,),) = lengths
     whole = {name for name, spec in specs.items() if samples[name].ndim > len(spec.shape)}
     fixed = {spec.shape[0] for spec in specs.values() if spec.shape and isinstance(spec.shape[0], int)}
     step = 1 if whole else int(max(fixed, default=size, key=int))
