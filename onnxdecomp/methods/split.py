@@ -73,11 +73,11 @@ class SplitMethod(Method):
         return SplitAnalysis(self, layer, weight, rng, max_ranks[0] if max_ranks else None)
 
     def solve_flops(self, layer: Layer, ranks: Ranks) -> float:
-        """Count the Gram matrix and its eigenvectors, or the passes of a sketch, and the projection."""
+        """Count the Gram matrix and its eigenvectors, or the products of a sketch, and the projection."""
         side = min(self.matrix_shape(layer))
         projection = 2.0 * layer.n_params * ranks[0]
         if gram_svd.is_sketched(side, ranks[0]):
-            return (2 * gram_svd.POWER_ITERATIONS + 2) * projection
+            return (2 * gram_svd.SKETCH_WIDTH + 1) * projection
         return float(side) * layer.n_params + 9.0 * layer.group * side**3 + projection
 
     def unfold(self, layer: Layer, weight: FloatArray) -> FloatArray:

@@ -2,12 +2,13 @@
 
 The singular vectors of the shorter side are the eigenvectors of a Gram matrix; the other side follows by one
 product. The product of the two is a projection of the matrix, so it is exact at full rank however small
-the singular values are. When few ranks of a large matrix are wanted, a randomized range finder replaces the
-Gram matrix.
+the singular values are. When few ranks of a large matrix are wanted, a randomized block Krylov space replaces
+the Gram matrix.
 
-Source: Golub and Van Loan, Matrix Computations, 8.6; Halko, Martinsson and Tropp 2011, algorithm 4.4.
+Source: Golub and Van Loan, Matrix Computations, 8.6 and 10.3; Musco and Musco 2015, algorithm 2.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,17 +26,21 @@ DOUBLE_SIZE = 2**20
 BLOCK_SIZE = 2**22
 """Entries that are converted to float64 at a time: 32 MB."""
 
-SKETCH_SIDE = 1024
+SKETCH_SIDE = 2048
 """Shorter sides up to this are cheaper to decompose in full than to sketch."""
 
-SKETCH_SHARE = 4
-"""A sketch pays when it is narrower than this fraction of the shorter side."""
+SKETCH_SHARE = 5
+"""A sketch pays when the rank is at most this fraction of the shorter side."""
 
-OVERSAMPLING = 10
-"""Columns of a sketch beyond the wanted rank."""
+SKETCH_WIDTH = 2.0
+"""Columns of a sketch for each wanted vector: the error is within 2 % of the least one even on pure noise."""
 
-POWER_ITERATIONS = 2
-"""Passes of a sketch through the matrix and back; fewer leave errors visible when the spectrum is flat."""
+SKETCH_BLOCKS = 16
+"""Products with the matrix and its transpose that the columns of a sketch are made in."""
+
+NOISE = 1e-7
+"""Share of randomness in each block of a sketch: below the rounding of float32, but enough to go on with when
+the matrix has fewer dimensions than the sketch."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,11 @@ def squared_norm(array: FloatArray) -> float:
     """Return the sum of the squares of `array`, accumulated in float64 without a copy of the whole."""
     rows = array.reshape(array.shape[0], -1)
     step = max(1, BLOCK_SIZE // max(1, rows.shape[1]))
-    starts = range(0, rows.shape[0], step)
-    return float(sum(np.sum(np.square(rows[at : at + step], dtype=np.float64)) for at in starts))
+    total = 0.0
+    for start in range(0, rows.shape[0], step):
+        block = rows[start : start + step].astype(np.float64)
+        total += float(np.vdot(block, block))
+    return total
 
 
 def gram(matrix: FloatArray) -> FloatArray:
@@ -113,7 +121,7 @@ def leading_eigenvectors(gram_matrix: FloatArray, rank: int | None = None) -> tu
 
 def is_sketched(side: int, rank: int | None) -> bool:
     """Say whether `rank` vectors of a matrix with this shorter side are found by a sketch."""
-    return rank is not None and side > SKETCH_SIDE and (rank + OVERSAMPLING) * SKETCH_SHARE <= side
+    return rank is not None and side > SKETCH_SIDE and rank * SKETCH_SHARE <= side
 
 
 def leading_subspace(matrix: FloatArray, rng: np.random.Generator, rank: int | None = None) -> Subspace:
@@ -139,14 +147,28 @@ def leading_subspace(matrix: FloatArray, rng: np.random.Generator, rank: int | N
 
 
 def _sketch(matrix: FloatArray, rng: np.random.Generator, rank: int) -> Subspace:
-    """Find `rank` vectors by subspace iteration from a random start; see the module's source."""
+    """Find `rank` vectors in the block Krylov space of a random start.
+
+    Deep narrow blocks find a flat spectrum far better than power iterations of the same cost. In float32 the
+    squared values are known to about 1e-7 of the largest.
+    """
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T  # (long, s)
-    basis: FloatArray = rng.standard_normal((tall.shape[1], rank + OVERSAMPLING), dtype=np.float64)
-    for _ in range(POWER_ITERATIONS):
-        image = tall @ basis.astype(matrix.dtype)  # (long, k)
-        basis = orthonormal(tall.T @ image)  # (s, k)
-    values, rotation = leading_eigenvectors(gram(tall @ basis.astype(matrix.dtype)))  # (k, k)
-    return Subspace(basis @ rotation[:, :rank], values[:rank], squared_norm(matrix))
+    side, width = tall.shape[1], math.ceil(SKETCH_WIDTH * rank / SKETCH_BLOCKS)
+    basis = np.empty((side, SKETCH_BLOCKS * width))  # (s, k)
+    images = np.empty_like(basis)  # (s, k)
+    block: FloatArray = rng.standard_normal((side, width))
+    for start in range(0, basis.shape[1], width):
+        known = basis[:, :start]
+        for _ in range(2):  # once is not enough for orthogonality to the last digit
+            block = block - known @ (known.T @ block)  # (s, width)
+        block = orthonormal(block)
+        image = np.asarray(tall.T @ (tall @ block.astype(matrix.dtype)), np.float64)  # (s, width)
+        basis[:, start : start + width], images[:, start : start + width] = block, image
+        scale = NOISE * np.linalg.norm(image) / math.sqrt(image.size) or 1.0
+        block = image + scale * rng.standard_normal(image.shape)
+    small = basis.T @ images  # (k, k)
+    values, rotation = leading_eigenvectors((small + small.T) / 2, rank)
+    return Subspace(basis @ rotation, values[:rank], squared_norm(matrix))
 
 
 def orthonormal(columns: FloatArray) -> FloatArray:
