@@ -34,6 +34,8 @@ from onnxdecomp.methods.solvers.cp_tensor import (
     revive,
 )
 
+N_STARTS = 3
+"""Starts of a small tensor, where a bad one is likely to end in a poor local minimum."""
 N_START_SWEEPS = 5
 STAGES = ((1e-3, 6), (1e-4, 10), (1e-5, 25))
 """Penalty rho and most steps of each stage; rho is that of a tensor of unit norm."""
@@ -41,6 +43,8 @@ REFINING = (1e-7, 1e-9, 1e-11, 1e-13, 1e-15)
 """Further penalties, tried while the tensor turns out to have the rank that was asked for."""
 NEARLY_EXACT = 0.05
 """Relative error below which the refining penalties are tried."""
+REFINED = 0.5
+"""A refining stage that leaves a larger share of the error is not taken, and is the last."""
 LARGEST_COMPONENT = 3.0
 """A component of this norm, the tensor's being one, is taken for degeneracy: refining ends."""
 MAX_INNER_STEPS = 15
@@ -61,6 +65,8 @@ def solve_nls(
 ) -> CpFit:
     """Fit `rank` components: short ALS start, Gauss-Newton stages, error-preserving correction.
 
+    The result is a local minimum: good on weights, but no certificate that no better one exists.
+
     Args:
         tensor: Real array with two modes or more.
         rank: Number of components R, at least 1.
@@ -71,19 +77,17 @@ def solve_nls(
         The factors ``(R, I_n)``. Components that the tensor has no use for are zero.
     """
     target = Target(tensor)
-    factors = target.random_start(rank, rng)
     if not target.norm:
-        return target.fit([np.zeros_like(u) for u in factors], 0)
-    precision: Precision = np.float32 if target.tensor.size >= SINGLE_FROM_SIZE else np.float64
-    for _ in range(N_START_SWEEPS):
-        als_sweep(target, factors, STAGES[0][0], precision)
-    n_steps = N_START_SWEEPS
-    error = 1.0
-    for rho, max_steps in STAGES:
+        return target.fit([np.zeros((rank, n)) for n in target.shape], 0)
+    small = target.tensor.size < SINGLE_FROM_SIZE
+    precision: Precision = np.float64 if small else np.float32
+    starts = [_start(target, rank, rng, precision, enough) for _ in range(N_STARTS if small else 1)]
+    error, factors, n_steps = min(starts, key=lambda start: start[0])
+    for rho, max_steps in STAGES[1:]:
         if error <= enough:
             break
-        start = revive(balance(factors), rng)
-        factors, taken = descend(target, start, rho, max_steps, precision, enough)
+        seeded = revive(factors, rng)
+        factors, taken = descend(target, seeded, rho, max_steps, precision, enough)
         n_steps += taken
         error = target.rel_error(factors)
     for rho in REFINING:
@@ -92,15 +96,28 @@ def solve_nls(
         finer, taken = descend(target, factors, rho, STAGES[-1][1], np.float64, enough)
         n_steps += taken
         finer_error = target.rel_error(finer)
-        if finer_error >= error or float(np.max(component_norms(finer))) > LARGEST_COMPONENT:
+        if finer_error > REFINED * error or float(np.max(component_norms(finer))) > LARGEST_COMPONENT:
             break
         factors, error = finer, finer_error
     return target.fit(correct(target, factors, error), n_steps)
 
 
+def _start(
+    target: Target, rank: int, rng: np.random.Generator, precision: Precision, enough: float
+) -> tuple[float, Factors, int]:
+    """Return the relative error, factors and steps of a random start after the first stage."""
+    factors = target.random_start(rank, rng)
+    rho, max_steps = STAGES[0]
+    for _ in range(N_START_SWEEPS):
+        als_sweep(target, factors, rho, precision)
+    factors, taken = descend(target, revive(balance(factors), rng), rho, max_steps, precision, enough)
+    return target.rel_error(factors), factors, N_START_SWEEPS + taken
+
+
 def nls_flops(shape: tuple[int, ...], rank: int) -> float:
     """Return an upper estimate of the floating-point operations of `solve_nls`, refining stages left out."""
-    n_steps = N_START_SWEEPS + sum(steps for _, steps in STAGES)
+    n_starts = N_STARTS if prod(shape) < SINGLE_FROM_SIZE else 1
+    n_steps = n_starts * (N_START_SWEEPS + STAGES[0][1]) + sum(steps for _, steps in STAGES[1:])
     contractions = 4.0 * prod(shape) * rank
     inner = (MAX_INNER_STEPS * 6.0 + 8.0) * rank**2 * sum(shape)
     inverses = 2.0 * len(shape) * rank**3
