@@ -25,8 +25,8 @@ Event = dict[str, Any]
 KERNEL_SUFFIX = "_kernel_time"
 """How the profiler marks the event of a node that ran."""
 
-BLOCKED_SUFFIX = re.compile(r"_nchwc.*$")
-"""What the blocked form of a node has behind the name of its output."""
+BLOCKED_NAME = re.compile(r"(?P<tensor>.*?)(?P<normalization>_bn)?_nchwc.*")
+"""Name of a node in its blocked form: its output, and a mark if it was a BatchNormalization."""
 
 MAX_FUSED_NODES = 4
 """How many nodes before the last a fused node may have swallowed: Conv, BatchNormalization, Add, Relu."""
@@ -146,7 +146,12 @@ def _profile(
     folder = model.parent if isinstance(model, Path) else None
     with TemporaryDirectory() as scratch:
         session = open_session(
-            proto, optimize=optimize, threads=threads, folder=folder, profile_prefix=Path(scratch, "profile")
+            proto,
+            optimize=optimize,
+            prepacking=optimize,
+            threads=threads,
+            folder=folder,
+            profile_prefix=Path(scratch, "profile"),
         )
         for _ in range(runs):
             run(session, feeds)
@@ -235,11 +240,13 @@ class _FusedNames:
         number = _number(name)
         if number is not None and number < len(self._places):
             return self._places[number].key
-        last = self._producer.get(BLOCKED_SUFFIX.sub("", name))
-        if last is None:
+        blocked = BLOCKED_NAME.fullmatch(name)
+        last = self._producer.get(blocked["tensor"]) if blocked else None
+        if blocked is None or last is None:
             return ""
-        op_type = str(event["args"].get("op_name", "")).removeprefix("Fused")
-        return self._began_with(last, op_type).key
+        if blocked["normalization"]:
+            return last.key
+        return self._began_with(last, str(event["args"]["op_name"]).removeprefix("Fused")).key
 
     def _began_with(self, last: NodePlace, op_type: str) -> NodePlace:
         """Walk back from the last node of a fusion to the nearest one of its operator, not yet found."""
