@@ -210,11 +210,11 @@ def _gemm(
             f"its operator set {lens.opset} broadcasts in a way of its own: convert the model to 7 or later"
         )
     if len(weight.shape) != 2:
-        return f"its weight has {len(weight.shape)} axes instead of 2"
+        return f"its weight of shape {list(weight.shape)} is no matrix"
     return Geometry(), () if attributes.get("transB", 0) else (("transpose", (1, 0)),)
 
 
 def _matmul(weight: Constant, *, left: bool) -> tuple[Geometry, tuple[Step, ...]] | str:
     if len(weight.shape) != 2:
-        return f"its constant has {len(weight.shape)} axes instead of 2"
+        return f"its constant of shape {list(weight.shape)} is no matrix"
     return Geometry(), () if left else (("transpose", (1, 0)),)

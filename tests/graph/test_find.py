@@ -237,7 +237,7 @@ REFUSALS = {
     "three axes": (
         "g (float[2,5,4] x) => (float[2,5,6] y) { y = MatMul(x, w) }",
         {"w": (2, 4, 6)},
-        "3 axes instead of 2",
+        "shape [2, 4, 6] is no matrix",
     ),
     "gemm on the left": (
         "g (float[4,6] x) => (float[5,6] y) { y = Gemm(w, x) }",
