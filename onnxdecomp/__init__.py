@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxdecomp.comparison import bench, verify
     from onnxdecomp.config import Config, LayerRule, load_recipe
     from onnxdecomp.errors import BudgetError, ModelError, OnnxdecompError, UsageError, VerificationError
-    from onnxdecomp.pipeline import bench, convert, inspect, verify
+    from onnxdecomp.inspection import inspect
+    from onnxdecomp.pipeline import convert
     from onnxdecomp.report.outcome import Report
 
 __version__ = "0.1.0.dev0"
@@ -24,10 +26,10 @@ _HOMES = {
     "OnnxdecompError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
-    "bench": "pipeline",
+    "bench": "comparison",
     "convert": "pipeline",
-    "inspect": "pipeline",
-    "verify": "pipeline",
+    "inspect": "inspection",
+    "verify": "comparison",
     "Report": "report.outcome",
 }
 

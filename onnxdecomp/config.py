@@ -42,6 +42,8 @@ class Config:
         exclude: Name patterns of layers that are kept.
         max_error: Largest relative weight error that rank ``auto`` accepts for a layer.
         rank_multiple: Ranks are snapped to multiples of this; None takes the channel block of the machine.
+        calibration: Samples of the model's inputs: an ``.npz`` by input name, a folder of ``.npy``, or
+            ``package.module:function``; None makes seeded random inputs.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
         verify: How much is proved before the output is written.
         metric: How outputs are compared when they are not equal by construction.
@@ -58,6 +60,7 @@ class Config:
     exclude: tuple[str, ...] = ()
     max_error: float = 0.2
     rank_multiple: int | None = None
+    calibration: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verify: Verify = "model"
     metric: str = "sqnr"
@@ -156,13 +159,13 @@ def _rule(path: Path, name: str, entries: object) -> LayerRule:
 
 def _entry(path: Path, name: str, value: Any) -> Any:
     """Bring a TOML value to the type of the field it is for."""
-    if name in ("rank", "method", "metric", "verify"):
+    if name in ("rank", "method", "metric", "verify", "calibration"):
         return str(value)
     if name in ("include", "exclude"):
         return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
     if name == "shapes":
         return parse_shapes([f"{key}={sizes}" for key, sizes in value.items()])
-    expected: type | tuple[type, ...] = {"max_error": (int, float), "force": bool}.get(name, int)
+    expected = {"max_error": (int, float), "force": (bool,)}.get(name, (int,))
     if not isinstance(value, expected) or (isinstance(value, bool) and name != "force"):
         raise UsageError(f"{path}: {name} = {value!r} has the wrong type.")
     return value

@@ -45,6 +45,7 @@ def within_budget(study: Study, method: Method, fits: Callable[[Candidate], bool
     def fitting(ranks: Ranks) -> bool:
         return fits(study.planned(method, ranks))
 
+    ranks: Ranks
     if len(bounds) == 1:
         rank = _largest(bounds[0], lambda r: fitting((r,)))
         if rank == 0:

@@ -16,6 +16,11 @@ def report_json(report: Report) -> str:
     return json.dumps({"schema_version": SCHEMA_VERSION, **entries}, indent=2) + "\n"
 
 
+def as_text(value: Any) -> str:
+    """Return any of our value types as JSON text."""
+    return json.dumps(plain(value), indent=2)
+
+
 def plain(value: Any) -> Any:
     """Turn dataclasses, tuples and mappings into what `json` writes."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -15,7 +15,7 @@ class BeforeAfter:
 
     @property
     def ratio(self) -> float | None:
-        """before / after: how many times smaller or faster."""
+        """Before / after: how many times smaller or faster."""
         if not self.before or not self.after:
             return None
         return self.before / self.after

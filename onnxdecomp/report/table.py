@@ -51,6 +51,15 @@ def percent(error: float | None) -> str:
     return "" if error is None else f"{100 * error:.3g} %"
 
 
+def some(names: list[str]) -> str:
+    """Return the first names of a list and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def report_table(report: Report) -> RenderableType:
     """Return the layers of a conversion and a summary of the model, before and after."""
     parts: list[RenderableType] = []
@@ -81,8 +90,9 @@ def plain_table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def _decomposed_table(layers: list[LayerOutcome]) -> Table:
-    columns = ("layer", "operator", "weight", "method", "ranks", "weight error", "output error", "weights", "MACs")
-    table = plain_table(f"{len(layers)} layers decomposed", *columns, left=4)
+    words = ("layer", "operator", "weight", "method")
+    figures = ("ranks", "weight error", "output error", "weights", "MACs")
+    table = plain_table(f"{len(layers)} layers decomposed", *words, *figures, left=len(words))
     for layer in layers:
         table.add_row(
             Text(layer.key),
@@ -105,8 +115,7 @@ def _kept_table(layers: list[LayerOutcome]) -> Table:
         reasons.setdefault(layer.reason, []).append(layer.key)
     table = plain_table(f"{len(layers)} layers kept", "layers", "reason", left=2)
     for reason, keys in reasons.items():
-        shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        table.add_row(Text(shown), Text(reason))
+        table.add_row(Text(some(keys)), Text(reason))
     return table
 
 

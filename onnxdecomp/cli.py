@@ -1,0 +1,249 @@
+"""The command line: parse, call, print, exit code. Nothing is imported that `--help` can do without."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from onnxdecomp.errors import OnnxdecompError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Make ONNX models smaller and faster by low-rank factorization, proved in onnxruntime.",
+)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; every known error becomes one sentence on standard error and an exit code."""
+
+    @wraps(function)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except OnnxdecompError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was written.", INTERRUPTED)
+
+    return app.command()(guarded)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"onnxdecomp: {message}", file=sys.stderr)
+    raise typer.Exit(exit_code)
+
+
+ModelIn = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random choice.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X.npz", help="Samples by input name; also a folder of .npy or package.module:function."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1x3x224x224", help="Sizes of an input that the model leaves open."),
+]
+
+
+@command
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model to convert.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    rank: Annotated[
+        str | None,
+        typer.Option(help="auto | none | full | N | ratio:X | energy:X | evbmf[:W]  [default: auto]"),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="auto | svd | spatial-svd | channel-svd | tucker2 | tt | cp3 | cp4 | NAME/VARIANT  "
+            "[default: auto]"
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only layers whose name matches; may be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Keep layers whose name matches; may be repeated."),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Largest relative weight error of a layer under --rank auto  [default: 0.2]"),
+    ] = None,
+    calibration: Calibration = None,
+    shape: Shapes = None,
+    verify: Annotated[
+        str | None, typer.Option(help="How much is proved first: model | layers | none  [default: model]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime  [default: 1]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice  [default: 0]")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="REPORT.json", help="Write what was done as JSON.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE.toml", help="Read options, also for single layers, from a file."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the output even if it is found wrong.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rewrite the layers of a model as chains of smaller nodes and prove the result."""
+    from onnxdecomp import pipeline
+    from onnxdecomp.config import Config, load_recipe, parse_shapes
+    from onnxdecomp.report.as_json import report_json
+    from onnxdecomp.report.table import report_table, show
+
+    base = load_recipe(recipe) if recipe else Config()
+    options: dict[str, Any] = {
+        "rank": rank,
+        "method": method,
+        "include": tuple(include) if include else None,
+        "exclude": tuple(exclude) if exclude else None,
+        "max_error": max_error,
+        "calibration": calibration,
+        "shapes": parse_shapes(shape) if shape else None,
+        "verify": verify,
+        "threads": threads,
+        "seed": seed,
+        "force": force or None,
+    }
+    result = pipeline.convert(source, output, config=base, track=_tracker(quiet), **options)
+    if report is not None:
+        _write(report, report_json(result))
+    if not quiet:
+        show(report_table(result))
+
+
+@command
+def inspect(
+    source: ModelIn,
+    method: Annotated[str, typer.Option(help="auto, or the method to preview.")] = "auto",
+    calibration: Calibration = None,
+    shape: Shapes = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show every layer: shape, MACs, share of the time, and what each method would give, or why not."""
+    from onnxdecomp import inspection
+    from onnxdecomp.config import Config, parse_shapes
+    from onnxdecomp.report.as_json import as_text
+    from onnxdecomp.report.table import show
+
+    config = Config(
+        method=method, calibration=calibration, shapes=parse_shapes(shape or []), threads=threads, seed=seed
+    )
+    found = inspection.inspect(source, config=config, track=_tracker(quiet))
+    if as_json:
+        print(as_text(found))
+    elif not quiet:
+        show(inspection.inspection_table(found))
+
+
+@command
+def verify(
+    original: Annotated[Path, typer.Argument(metavar="A.onnx", help="The reference.")],
+    converted: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model that should do the same.")],
+    calibration: Calibration = None,
+    metric: Annotated[
+        str,
+        typer.Option(help="top1 | agreement | cosine | psnr | sqnr | package.module:function"),
+    ] = "sqnr",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest relative error of any output; without it errors are only shown."),
+    ] = None,
+    shape: Shapes = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models: validity, inputs and outputs, and results with optimizations off and on."""
+    from onnxdecomp import comparison
+    from onnxdecomp.config import Config, parse_shapes
+    from onnxdecomp.report.as_json import as_text
+    from onnxdecomp.report.table import show
+
+    config = Config(
+        calibration=calibration, metric=metric, shapes=parse_shapes(shape or []), threads=threads, seed=seed
+    )
+    found = comparison.verify(original, converted, tolerance=tolerance, config=config)
+    if as_json:
+        print(as_text(found))
+    else:
+        show(comparison.verification_table(found))
+    if not found.check.passed:
+        raise VerificationError(" ".join(found.check.problems))
+
+
+@command
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="A.onnx [B.onnx ...]", help="The models, the original first.")
+    ],
+    runs: Annotated[int, typer.Option(min=5, help="Runs of each model.")] = 30,
+    calibration: Calibration = None,
+    shape: Shapes = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time models in turn in one run: latency, load time, size, MACs, memory."""
+    from onnxdecomp import comparison
+    from onnxdecomp.config import Config, parse_shapes
+    from onnxdecomp.report.as_json import as_text
+    from onnxdecomp.report.table import show
+
+    config = Config(calibration=calibration, shapes=parse_shapes(shape or []), threads=threads, seed=seed)
+    rows = comparison.bench(models, n_runs=runs, config=config)
+    if as_json:
+        print(as_text(rows))
+    else:
+        show(comparison.bench_table(rows))
+
+
+def _tracker(quiet: bool) -> Callable[[Sequence[T], str], Iterable[T]] | None:
+    """Return a progress bar on standard error, or None when nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return lambda items, what: track(items, what, console=console, transient=True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

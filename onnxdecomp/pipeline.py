@@ -1,0 +1,229 @@
+"""The flow of a conversion, one line per stage:
+
+load -> find layers -> choose method and ranks -> rewrite -> verify -> time -> write -> report.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxdecomp.config import Config
+from onnxdecomp.errors import UsageError, unknown_name
+from onnxdecomp.graph.find import Found, Site
+from onnxdecomp.graph.io import Model, ModelWriter, load
+from onnxdecomp.graph.rewrite import Rewriter
+from onnxdecomp.layer import chain_macs
+from onnxdecomp.proof import prove_chain, prove_model
+from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
+from onnxdecomp.runtime.evaluate import metric
+from onnxdecomp.runtime.machine import environment, peak_memory_bytes
+from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
+
+Source = str | Path | onnx.ModelProto
+Track = Callable[[Sequence[Target], str], Iterable[Target]]
+"""Wraps the targets so that somebody sees how far the work is, given what is being done."""
+
+EXACT_WEIGHT = 1e-6
+"""A chain with a smaller relative weight error counts as exact."""
+
+
+def convert(
+    source: Source,
+    output: str | Path | None = None,
+    *,
+    config: Config | None = None,
+    track: Track | None = None,
+    **options: Any,
+) -> Report:
+    """Rewrite the layers of a model as chains of smaller nodes.
+
+    Args:
+        source: Path of the model, or a model in memory.
+        output: Path to write; None keeps the result in `Report.proto`.
+        config: How to convert; the default is ``Config()``.
+        track: Shows progress over the layers.
+        **options: Fields of `Config` by name, such as ``rank="ratio:0.5"``; they win over `config`.
+
+    Returns:
+        What was done, layer by layer, with reasons for what was not.
+
+    Raises:
+        ModelError: The model cannot be read or the output cannot be written.
+        UsageError: An option makes no sense for this model.
+        VerificationError: The converted model is wrong; nothing was written unless ``force``.
+    """
+    config = configure(config, options)
+    _refuse_overwriting(source, output)
+    clock = _Clock()
+    with clock.stage("load"):
+        model = load(source)
+    with clock.stage("find"):
+        found, notes = find_with_shapes(model, config)
+        targets = plan_targets(found, config)
+    report = _empty_report(model, source, output, config, notes)
+    with ModelWriter(model, output) as writer:
+        with clock.stage("decompose"):
+            rewriter = Rewriter(model, writer.add_tensor)
+            report.layers = _decompose(targets, found, rewriter, config, track)
+        with clock.stage("write"):
+            converted = writer.stage(rewriter.finish())
+        with clock.stage("verify"):
+            _prove(model, converted, report, config)
+        if not _put_back(report, config):
+            writer.publish()
+            return _finished(report, found, writer, clock)
+    with ModelWriter(model, output) as writer:
+        writer.stage(model.proto)
+        writer.publish()
+        return _finished(report, found, writer, clock)
+
+
+def configure(config: Config | None, options: dict[str, Any]) -> Config:
+    """Return `config` with single fields replaced.
+
+    Raises:
+        UsageError: A field does not exist or has a value that makes no sense.
+    """
+    known = [f.name for f in fields(Config)]
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    changed = replace(config or Config(), **{k: v for k, v in options.items() if v is not None})
+    metric(changed.metric)
+    return changed
+
+
+class _Clock:
+    """Seconds and peak memory of the stages."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages.append(Stage(name, round(time.perf_counter() - start, 3), peak_memory_bytes()))
+
+
+def _refuse_overwriting(source: Source, output: str | Path | None) -> None:
+    if output is None or isinstance(source, onnx.ModelProto):
+        return
+    if Path(source).resolve() == Path(output).resolve():
+        raise UsageError(
+            f"'{output}' is the input itself: give the output another name, so that nothing is lost."
+        )
+
+
+def _decompose(
+    targets: Sequence[Target], found: Found, rewriter: Rewriter, config: Config, track: Track | None
+) -> list[LayerOutcome]:
+    """Decide for one target after the other, check its chain alone, and rewrite its nodes."""
+    outcomes = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
+    for target in track(targets, "layers") if track else targets:
+        decision = decide(target, config)
+        output_error = None
+        if decision.chain is not None:
+            output_error = prove_chain(target, decision, config)
+            rewriter.replace(target.group, decision.chain)
+        outcomes += [_outcome(site, decision, output_error) for site in target.group.sites]
+    return outcomes
+
+
+def _outcome(site: Site, decision: Decision, output_error: float | None) -> LayerOutcome:
+    layer, chain = site.layer, decision.chain
+    before = LayerOutcome(
+        layer.key,
+        layer.op_type,
+        "kept",
+        decision.reason,
+        weight_shape=layer.weight_shape,
+        params=BeforeAfter(layer.n_params, layer.n_params),
+        macs=BeforeAfter(layer.n_macs, layer.n_macs),
+    )
+    if chain is None or decision.candidate is None:
+        return before
+    return replace(
+        before,
+        status="decomposed",
+        method=chain.method,
+        ranks=chain.ranks,
+        weight_error=decision.candidate.error,
+        output_error=output_error,
+        params=BeforeAfter(layer.n_params, chain.n_params),
+        macs=BeforeAfter(layer.n_macs, chain_macs(chain.specs, layer.in_shape)),
+        latency_ms=BeforeAfter(decision.dense_ms, decision.candidate.latency_ms),
+    )
+
+
+def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, config: Config) -> None:
+    """Run and time the whole model, as far as asked for, and note what came out."""
+    if config.verify != "model" or not report.decomposed:
+        return
+    exact = all((layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed)
+    proof = prove_model(model.path or model.proto, converted, config, exact=exact)
+    report.output_error, report.latency = proof.output_error, proof.latency
+    report.notes += proof.notes
+
+
+def _put_back(report: Report, config: Config) -> bool:
+    """Tell whether the original is to be written after all, and note it in the report.
+
+    Only layers under ``auto`` are put back: whoever names ranks gets these ranks, with the measured latency.
+    """
+    if config.rank != "auto" or report.latency is None or report.latency.speedup_high >= 1.0:
+        return False
+    median = report.latency.median_ms
+    reason = f"put back: the whole model took {median.after:.4g} ms instead of {median.before:.4g} ms"
+    report.layers = [
+        layer
+        if layer.status == "kept"
+        else replace(
+            layer,
+            status="kept",
+            reason=reason,
+            params=BeforeAfter(layer.params.before, layer.params.before),
+            macs=BeforeAfter(layer.macs.before, layer.macs.before),
+        )
+        for layer in report.layers
+    ]
+    report.latency, report.output_error = None, None
+    return True
+
+
+def _empty_report(
+    model: Model, source: Source, output: str | Path | None, config: Config, notes: list[str]
+) -> Report:
+    name = "model in memory" if isinstance(source, onnx.ModelProto) else str(source)
+    command = {"source": name, "output": str(output) if output else None, **asdict(config)}
+    size = BeforeAfter(model.size_bytes, None)
+    return Report(command, environment(config.threads), {"bytes": size}, [], notes=list(notes))
+
+
+def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) -> Report:
+    """Fill in what is only known at the end."""
+    before = report.model["bytes"].before
+    report.model["bytes"] = BeforeAfter(before, writer.size_bytes)
+    shared = {
+        site.layer.key for group in found.groups for site in group.sites[1:]
+    }  # their weight counts once
+    for name in ("params", "macs"):
+        figures = [
+            getattr(layer, name) for layer in report.layers if name == "macs" or layer.key not in shared
+        ]
+        known = [figure for figure in figures if figure.before is not None]
+        report.model[name] = BeforeAfter(sum(f.before for f in known), sum(f.after for f in known))
+    if not report.decomposed:
+        report.notes.append("Nothing was decomposed: the output is the original model.")
+    elif report.command["rank"] == "auto":
+        report.notes.append(
+            "Ranks were chosen from the weights alone. Check the accuracy of the result on your own data."
+        )
+    report.stages = clock.stages
+    report.proto = writer.result
+    return report

@@ -1,0 +1,99 @@
+"""Prove a conversion: chains against their layers, the whole model against the original, and the clock."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from onnxdecomp.config import Config
+from onnxdecomp.errors import ModelError, VerificationError
+from onnxdecomp.report.outcome import BeforeAfter, Latency
+from onnxdecomp.runtime.compare import verify_chain, verify_models
+from onnxdecomp.runtime.latency import paired_speedup, time_interleaved
+from onnxdecomp.runtime.session import Array, Model, open_session, run
+from onnxdecomp.selection import Decision, Target, model_inputs
+
+EXACT_ERROR = 1e-4
+"""Relative output error allowed to a conversion whose chains are all exact."""
+
+MODEL_TIMING_SECONDS = 20.0
+"""Most time that the comparison of two models' latency takes."""
+
+VERIFIED_FEEDS = 4
+"""Batches of samples on which outputs are compared."""
+
+TIMED_RUNS = 30
+"""Runs of each model, if time allows."""
+
+
+def prove_chain(target: Target, decision: Decision, config: Config) -> float | None:
+    """Check a chain alone in onnxruntime and return the relative error of its output on white noise.
+
+    Raises:
+        VerificationError: The chain computes something else than it should, and `force` is off.
+    """
+    if config.verify == "none" or decision.chain is None or decision.weight is None:
+        return None
+    group = target.group
+    check = verify_chain(decision.weight, group.bias(), decision.chain, group.dtype, seed=config.seed)
+    if check.problem and not config.force:
+        raise VerificationError(f"{check.problem} Nothing was written.")
+    return check.output_error
+
+
+@dataclass(frozen=True)
+class ModelProof:
+    """What running the original and the converted model has shown.
+
+    Args:
+        output_error: Largest relative error of an output; None when the models were not run.
+        latency: Both in turn; None when they were not timed.
+        notes: Sentences the user should read.
+    """
+
+    output_error: float | None = None
+    latency: Latency | None = None
+    notes: tuple[str, ...] = ()
+
+
+def prove_model(original: Model, converted: Model, config: Config, *, exact: bool) -> ModelProof:
+    """Check the whole of a converted model against the original and time both.
+
+    Args:
+        original: The original model, or its path.
+        converted: The converted model, or its path.
+        config: `shapes`, `threads`, `seed` and `force` count.
+        exact: True when all chains are exact, so that the outputs must be equal.
+
+    Raises:
+        VerificationError: The converted model is wrong, and `force` is off.
+    """
+    try:
+        feeds = model_inputs(original, config, VERIFIED_FEEDS)
+        tolerance = EXACT_ERROR if exact else None
+        check = verify_models(original, converted, feeds, tolerance=tolerance, threads=config.threads)
+    except ModelError as error:
+        return ModelProof(notes=(f"The whole model was not run, its layers were: {error}",))
+    if not check.passed and not config.force:
+        raise VerificationError(" ".join([*check.problems, "Nothing was written."]))
+    failed = tuple(f"Verification failed: {problem}" for problem in check.problems)
+    latency = None if failed else compare_latency(original, converted, feeds[0], config.threads)
+    return ModelProof(check.worst, latency, failed)
+
+
+def compare_latency(original: Model, converted: Model, feeds: dict[str, Array], threads: int) -> Latency:
+    """Time two models in turn on the same input."""
+    sessions = {
+        "before": open_session(original, threads=threads),
+        "after": open_session(converted, threads=threads),
+    }
+    runs = {name: partial(run, session, feeds) for name, session in sessions.items()}
+    timings = time_interleaved(runs, n_runs=TIMED_RUNS, max_seconds=MODEL_TIMING_SECONDS)
+    before, after = timings["before"], timings["after"]
+    speedup = paired_speedup(before.samples_ms, after.samples_ms)
+    return Latency(
+        BeforeAfter(before.median_ms, after.median_ms),
+        BeforeAfter(before.spread_ms, after.spread_ms),
+        speedup.ratio,
+        speedup.low,
+        speedup.high,
+        before.n_runs,
+    )

@@ -1,0 +1,214 @@
+"""Which layers a conversion looks at, with which rank policy and methods, and what it chooses for each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from onnxdecomp.config import Config, matches
+from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.graph.find import Found, LayerGroup, find_layers
+from onnxdecomp.graph.io import Model
+from onnxdecomp.graph.weights import weight_problem
+from onnxdecomp.layer import Layer
+from onnxdecomp.methods import find_methods
+from onnxdecomp.methods.base import Chain, FloatArray, Method, decompose
+from onnxdecomp.ranks import parse_policy
+from onnxdecomp.ranks.fixed import Fixed
+from onnxdecomp.ranks.policy import Policy
+from onnxdecomp.ranks.study import Candidate, Measured, Study
+from onnxdecomp.runtime.feeds import runnable_feeds
+from onnxdecomp.runtime.latency import paired_speedup, time_chains
+from onnxdecomp.runtime.machine import channel_block
+from onnxdecomp.runtime.observe import observe
+from onnxdecomp.runtime.samples import batches, load_samples
+from onnxdecomp.runtime.session import Array, read_proto
+from onnxdecomp.runtime.session import Model as RuntimeModel
+
+OBSERVE_LIMIT_BYTES = 2**31
+"""Larger models are not run only to learn the shapes of their layers."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Layers that share a weight, and how their ranks are to be chosen.
+
+    Args:
+        group: The layers.
+        policy: Rank policy.
+        methods: Methods that can decompose them.
+        asked_for: True when the user named the method.
+        reason: Why they are kept without a look at their weight; empty when they are studied.
+    """
+
+    group: LayerGroup
+    policy: Policy
+    methods: tuple[Method, ...]
+    asked_for: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen for a target: a chain with its candidate, or a reason to keep the layers.
+
+    Args:
+        reason: Why the layers are kept; empty when there is a chain.
+        chain: The chain.
+        candidate: What the policy chose.
+        dense_ms: Latency of the dense layer, where it was measured.
+        weight: ``(O, I/G, *K)`` of the layer.
+    """
+
+    reason: str = ""
+    chain: Chain | None = None
+    candidate: Candidate | None = None
+    dense_ms: float | None = None
+    weight: FloatArray | None = None
+
+
+def find_with_shapes(model: Model, config: Config) -> tuple[Found, list[str]]:
+    """Find the layers of a model; where shape inference does not know their inputs, run the model once.
+
+    Returns:
+        What was found, and notes for the user on shapes that stay unknown.
+    """
+    found = find_layers(model)
+    if all(group.layer.in_shape is not None for group in found.groups):
+        return found, []
+    if model.size_bytes > OBSERVE_LIMIT_BYTES:
+        return found, ["The model is too large to be run only to learn the shapes of its layers."]
+    source = model.path or model.proto
+    try:
+        runs = observe(source, model_inputs(source, config, n_feeds=1)[0], config.threads)
+    except ModelError as error:
+        return found, [f"Some layers have inputs of unknown shape: {error}"]
+    shapes = {key: run.data_shape for key, run in runs.items() if run.data_shape is not None}
+    return find_layers(model, shapes), []
+
+
+def model_inputs(source: RuntimeModel, config: Config, n_feeds: int) -> list[dict[str, Array]]:
+    """Return at most `n_feeds` complete inputs: batches of the calibration samples, else a random one.
+
+    Raises:
+        UsageError: The samples or the shapes given do not fit the model.
+        ModelError: Nothing was given, and no random input that was tried runs the model.
+    """
+    if config.calibration is not None:
+        proto = read_proto(source)
+        return list(islice(batches(load_samples(config.calibration, proto), proto), n_feeds))
+    try:
+        return [runnable_feeds(source, config.seed, config.shapes)]
+    except UsageError as error:
+        if config.shapes:
+            raise
+        raise ModelError(str(error)) from error
+
+
+def plan_targets(found: Found, config: Config) -> list[Target]:
+    """Give every group of layers its policy and methods, or the reason why it is not looked at.
+
+    Raises:
+        UsageError: A policy or a method does not exist, a pattern matches no layer, or a number is above
+            the largest rank of every layer.
+    """
+    _check_patterns(found, config)
+    targets = [_target(group, config) for group in found.groups]
+    _check_fixed_rank([t for t in targets if not t.reason])
+    return targets
+
+
+def _target(group: LayerGroup, config: Config) -> Target:
+    layer = group.layer
+    names = [(site.layer.key, site.place.proto.name) for site in group.sites]
+    rank, method = config.rule_for(*names[0], layer.op_type)
+    policy, forms = parse_policy(rank, config.max_error), find_methods(method)
+    refusals = {form: form.refusal(layer) for form in forms}
+    usable = tuple(form for form, refusal in refusals.items() if refusal is None)
+    if not all(config.selects(*name) for name in names):
+        reason = "not selected by --include and --exclude"
+    elif not usable:
+        said = sorted({f"{form.name}: {refusal}" for form, refusal in refusals.items()})
+        reason = "; ".join(said)
+    else:
+        reason = ""
+    return Target(group, policy, usable, method != "auto", reason)
+
+
+def decide(target: Target, config: Config) -> Decision:
+    """Study one target and choose its chain."""
+    if target.reason:
+        return Decision(target.reason)
+    weight = target.group.weight()
+    problem = weight_problem(weight)
+    if problem:
+        return Decision(problem)
+    timings: dict[tuple[str, tuple[int, ...]], Measured] = {}
+
+    def measure(layer: Layer, candidates: Sequence[Candidate]) -> list[Measured]:
+        measured = measure_chains(layer, candidates, target.group.dtype, config)
+        timings.update({(c.method.full_name, c.ranks): m for c, m in zip(candidates, measured, strict=True)})
+        return measured
+
+    study = Study(
+        target.group.layer,
+        weight,
+        target.methods,
+        config.rank_multiple or channel_block(),
+        config.seed,
+        target.asked_for,
+        measure,
+    )
+    try:
+        choice = target.policy.choose(study)
+    except ModelError as error:  # onnxruntime cannot run this layer alone, so nothing can be measured
+        return Decision(f"it cannot be timed: {error}")
+    if isinstance(choice, str):
+        return Decision(choice)
+    max_ranks = choice.ranks if len(choice.ranks) == 1 else None
+    chain = decompose(choice.method, study.analysis(choice.method, max_ranks), study.layer, choice.ranks)
+    growth = chain.n_params * target.group.dtype.itemsize - target.group.stored_bytes
+    if target.policy.guarded and growth >= 0:
+        return Decision(f"its chain would take {growth:,} bytes more than the stored weight")
+    timing = timings.get((choice.method.full_name, choice.ranks))
+    return Decision("", chain, choice, timing.dense_ms if timing else None, weight)
+
+
+def measure_chains(
+    layer: Layer, candidates: Sequence[Candidate], dtype: np.dtype, config: Config
+) -> list[Measured]:
+    """Time candidates beside the dense layer, alone and interleaved in onnxruntime."""
+    dense, chains = time_chains(
+        layer, [c.specs for c in candidates], threads=config.threads, seed=config.seed, dtype=dtype
+    )
+    measured = []
+    for chain in chains:
+        speedup = paired_speedup(dense.samples_ms, chain.samples_ms)
+        measured.append(Measured(dense.median_ms, chain.median_ms, speedup.ratio, speedup.low))
+    return measured
+
+
+def _check_patterns(found: Found, config: Config) -> None:
+    names = [(site.layer.key, site.place.proto.name) for group in found.groups for site in group.sites]
+    names += [(refusal.key, "") for refusal in found.refusals]
+    for option, patterns in (
+        ("--include", config.include),
+        ("--exclude", config.exclude),
+        ("a layer rule", tuple(config.layers)),
+    ):
+        for pattern in patterns:
+            if not any(matches(pattern, *name) for name in names):
+                shown = ", ".join(key for key, _ in names[:5]) or "none"
+                raise UsageError(f"{option} '{pattern}' matches no layer; layers are: {shown}, ...")
+
+
+def _check_fixed_rank(targets: list[Target]) -> None:
+    fixed = [(t, t.policy.rank) for t in targets if isinstance(t.policy, Fixed)]
+    if not fixed:
+        return
+    bounds = [max(max(m.rank_bounds(t.group.layer)) for m in t.methods) for t, _ in fixed]
+    if all(rank > bound for (_, rank), bound in zip(fixed, bounds, strict=True)):
+        raise UsageError(
+            f"--rank {fixed[0][1]} is above the largest rank of every layer: give {max(bounds)} or less."
+        )
