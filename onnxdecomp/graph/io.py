@@ -10,7 +10,7 @@ from typing import IO, Self
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import DTypeLike, NDArray
 from onnx import ModelProto, TensorProto
 

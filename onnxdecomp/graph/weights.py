@@ -125,8 +125,8 @@ def trace(lens: Lens, tensor: gs.Tensor, scope: Scope) -> Constant | str:
         found = lens.initializer(tensor, scope)
         if isinstance(found, str):
             return found
-        home, proto = found
-        return _constant(proto, tensor, home, (), ((home, proto.name),))
+        home, stored = found
+        return _constant(stored, tensor, home, (), ((home, stored.name),))
     if len(tensor.inputs) != 1:
         return f"its weight '{tensor.name}' is an input of its graph, not a constant"
     place = lens.place(tensor.inputs[0])

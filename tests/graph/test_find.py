@@ -372,6 +372,43 @@ def test_a_model_that_graphsurgeon_cannot_import_is_refused_as_a_whole(
     )
 
 
+def test_a_model_that_trains_is_refused_as_a_whole() -> None:
+    proto = parse(MATMUL.format("y = MatMul(x, w)"), {"w": normal(4, 6)})
+    proto.training_info.add()
+    assert "training information" in only_reason(proto)
+
+
+def test_a_model_with_a_list_of_graphs_is_refused_as_a_whole() -> None:
+    proto = parse(MATMUL.format("t = MatMul(x, w) y = Relu(t)"), {"w": normal(4, 6)})
+    proto.graph.node[1].domain = "my.own"
+    proto.graph.node[1].attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS).graphs.add()
+    assert "holds a list of graphs" in only_reason(proto)
+
+
+def test_a_sparse_weight_gets_a_reason() -> None:
+    proto = parse(MATMUL.format("y = MatMul(x, w)"), {"w": normal(4, 6)})
+    values = onnx.numpy_helper.from_array(normal(2), "w")
+    indices = onnx.numpy_helper.from_array(np.array([1, 5]), "i")
+    del proto.graph.initializer[:]
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [4, 6]))
+    assert only_reason(proto) == "its weight is stored as a sparse tensor"
+
+
+def test_a_name_that_stands_for_two_tensors_gets_a_reason() -> None:
+    proto = parse(
+        "g (float[5,4] x, bool c) => (float[5,4] y) { t = MatMul(x, w)"
+        " y = If(c) <then_branch = a () => (float[5,4] o) { o = MatMul(t, w) },"
+        "            else_branch = b () => (float[5,4] o) { o = Identity(t) }> }",
+        {"w": normal(4, 4)},
+    )
+    shadow = onnx.numpy_helper.from_array(normal(4, 4, seed=1), "w")
+    proto.graph.node[1].attribute[0].g.initializer.append(shadow)
+    found = find(proto)
+    assert found.groups == []
+    assert "stands for two tensors" in {r.key: r.reason for r in found.refusals}["y.then_branch/o"]
+    assert "used by 'y.then_branch/o'" in {r.key: r.reason for r in found.refusals}["t"]
+
+
 def test_one_weight_used_in_two_ways_is_refused_for_both() -> None:
     proto = parse(
         "g (float[4,4] x) => (float[4,4] y) { t = MatMul(x, w) y = Gemm<alpha=2.0>(t, w) }",
