@@ -167,10 +167,10 @@ def _first(outputs: Outputs) -> Array:
 def _classes(outputs: Outputs) -> Array:
     """Return the class chosen: along axis 1 of (n, C) and (n, C, *spatial), the last of (n, steps, C).
 
-    An output without scores, (n,), is the choice itself.
+    An output of integers, or of one number a sample, is the choice itself.
     """
     first = _first(outputs)
-    if first.ndim < 2:
+    if first.ndim < 2 or first.dtype.kind in "biu":
         return first
     return np.asarray(np.argmax(np.asarray(first, np.float64), axis=2 if first.ndim == 3 else 1))
 

@@ -1,9 +1,11 @@
 """Samples for a model from a file, a folder or a function, checked before anything runs."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -73,7 +75,7 @@ def batches(
     whole = {name for name, spec in specs.items() if samples[name].ndim > len(spec.shape)}
     fixed = {spec.shape[0] for spec in specs.values() if spec.shape and isinstance(spec.shape[0], int)}
     step = 1 if whole else int(max(fixed, default=size, key=int))
-    if n_samples < step:
+    if fixed and n_samples < step:
         raise UsageError(f"The model takes batches of {step} samples and there are {n_samples}.")
     for start in range(0, n_samples, step):
         if not (fixed and not whole and start + step > n_samples):
@@ -98,14 +100,9 @@ def load_function(reference: str) -> Any:
 def _read_arrays(source: str | Path) -> dict[str, Array]:
     path = Path(source)
     if path.is_dir():
-        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
-        return {name: _load(file) for name, file in files.items()}
+        return {file.stem: _only(file) for file in sorted(path.glob("*.npy"))}
     if path.is_file():
-        loaded = _load(path)
-        if isinstance(loaded, np.ndarray):
-            raise UsageError(f"{path} holds one array: write an .npz keyed by input name.")
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        return _load(path)
     if ":" in str(source):
         made = load_function(str(source))()
         if isinstance(made, Mapping):
@@ -116,11 +113,26 @@ def _read_arrays(source: str | Path) -> dict[str, Array]:
     raise UsageError(f"{source} is neither a file, a folder nor package.module:function.")
 
 
-def _load(path: Path) -> Any:
+def _only(path: Path) -> Array:
+    """Return the array of an ``.npy``."""
+    (array,) = _load(path, single=True).values()
+    return array
+
+
+def _load(path: Path, *, single: bool = False) -> dict[str, Array]:
+    """Return the arrays of an ``.npz`` by name; with `single` that of an ``.npy`` under an empty name."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {n: loaded[n] for n in loaded.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise UsageError(f"{path} cannot be read as numpy arrays: {error}.") from error
+    if single != ("" in arrays):
+        raise UsageError(
+            f"{path} holds {'several arrays' if single else 'one array'}: write an .npz keyed by input name, "
+            "or a folder with one .npy per input."
+        )
+    return arrays
 
 
 def _fitting(array: Array, spec: InputSpec, source: str | Path) -> NDArray[Any]:
