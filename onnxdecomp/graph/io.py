@@ -165,7 +165,8 @@ class ModelWriter:
         """Store an array as `dtype` and return the tensor that stands for it in the model.
 
         Raises:
-            ModelError: A value does not fit into `dtype`, or the disk is full.
+            ModelError: A value does not fit into `dtype`, the disk is full, or the result is too large to stay in
+                memory.
         """
         element = np.dtype(dtype)
         try:
@@ -178,7 +179,9 @@ class ModelWriter:
         )
         self._added.add(name)
         raw = stored.reshape(-1).view(np.uint8)
-        if self._out and self._inline_bytes + raw.nbytes > INLINE_LIMIT_BYTES:
+        if self._inline_bytes + raw.nbytes > INLINE_LIMIT_BYTES:
+            if self._out is None:
+                raise ModelError("the result is too large for one message in memory: name an output file")
             self._external = True
         if self._external and raw.nbytes > SMALL_TENSOR_BYTES:
             self._refer(tensor, self._append(raw.data), raw.nbytes)

@@ -204,6 +204,13 @@ def test_a_large_result_gets_a_data_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert_close(run(out, feeds)[0], run(path, feeds)[0])
 
 
+def test_a_result_too_large_for_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = parse(TEXT, ARRAYS)
+    monkeypatch.setattr(io, "INLINE_LIMIT_BYTES", proto.ByteSize() + 5000)
+    with pytest.raises(ModelError, match="name an output file"):
+        rewrite(proto)
+
+
 def test_a_small_result_is_one_file(tmp_path: Path) -> None:
     onnx.save(parse(TEXT, ARRAYS), tmp_path / "model.onnx")
     rewrite(tmp_path / "model.onnx", out_path=tmp_path / "out.onnx")
