@@ -95,12 +95,11 @@ def _check_chain(
         specs: Sequence[StepSpec], weights: Sequence[FloatArray], modes: tuple[bool, ...]
     ) -> list[Array]:
         model = layer_model(layer, specs, weights, bias, dtype, in_shape)
-        sessions = (open_session(model, optimize=mode, threads=threads) for mode in modes)
-        return [run(session, {"x": source})["y"] for session in sessions]
+        return [run(open_session(model, optimize=m, threads=threads), {"x": source})["y"] for m in modes]
 
     made = outputs(chain.specs, chain.weights, (False, True))
     try:
-        whole = recompose(chain.specs, chain.weights, layer.group)
+        whole = recompose(chain.specs, chain.weights, layer.group).astype(dtype)
     except ValueError as error:
         return ChainCheck(inf, inf, 0.0, f"{chain.method} on {layer.key}: {error}.")
     (planned,) = outputs((layer.spec,), (whole,), (False,))
