@@ -15,7 +15,7 @@ from onnxdecomp.layer import Layer, StepSpec, chain_macs, chain_params
 Array = NDArray[np.floating]
 
 TOLERANCES = {
-    "float32 output": 2e-6,  # of two ways to compute the same in float32, relative to the largest output
+    "float32 output": 1e-5,  # of two ways to compute the same in float32, relative to the largest output
     "exact": 1e-6,  # full rank, as weights in float64
     "error": 1e-6,  # a promised error against the recomposed one
     "rounding": 1e-9,  # by how much a curve that falls may seem to rise
@@ -49,7 +49,7 @@ def assert_close(actual: Array, expected: Array, tolerance: float) -> None:
 def assert_models_agree(
     actual: onnx.ModelProto, expected: onnx.ModelProto, feeds: dict[str, Array], tolerance: float
 ) -> None:
-    """Fail unless `actual` passes the checker and gives the outputs of `expected`, optimizations off and on."""
+    """Fail unless `actual` is valid and gives the outputs of `expected`, with optimizations off and on."""
     onnx.checker.check_model(onnx.shape_inference.infer_shapes(actual, strict_mode=True))
     reference = run_model(expected, feeds, optimize=False)
     for optimize in (False, True):
