@@ -165,8 +165,8 @@ class ModelWriter:
         """Store an array as `dtype` and return the tensor that stands for it in the model.
 
         Raises:
-            ModelError: A value does not fit into `dtype`, the disk is full, or the result is too large to stay in
-                memory.
+            ModelError: A value does not fit into `dtype`, the disk is full, or the result is too large to
+                stay in memory.
         """
         element = np.dtype(dtype)
         try:
