@@ -11,8 +11,9 @@ from tensorly.decomposition import parafac
 
 from onnxdecomp.methods.solvers.cp_als import als_flops, als_sweep, solve_als
 from onnxdecomp.methods.solvers.cp_epc import correct
+from onnxdecomp.methods.solvers.cp_gauss_newton import GaussNewton
 from onnxdecomp.methods.solvers.cp_greedy import greedy_flops, solve_greedy
-from onnxdecomp.methods.solvers.cp_nls import GaussNewton, descend, evaluate, gradient, nls_flops, solve_nls
+from onnxdecomp.methods.solvers.cp_nls import descend, evaluate, gradient, nls_flops, solve_nls
 from onnxdecomp.methods.solvers.cp_tensor import (
     Factors,
     Target,

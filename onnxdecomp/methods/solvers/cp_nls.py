@@ -5,8 +5,9 @@
 The penalty is what keeps components from growing without bound while they cancel (degeneracy); it is
 lowered in stages, each starting from the last. Within a stage, a step solves the normal equations of the
 linearised residual by preconditioned conjugate gradients. The product of that matrix with a vector costs
-no contraction of the tensor, only small matrix products, so a step costs little more than a sweep of
-alternating least squares and gains far more, because it sees how the factors act together.
+no contraction of the tensor, only products of R x R and R x I_n matrices. A step costs as much as a few
+sweeps of alternating least squares (about ten where R exceeds the channels) and gains more than they do,
+because it sees how the factors act together.
 
 Source: L. Sorber, M. Van Barel, L. De Lathauwer, "Optimization-based algorithms for tensor decompositions",
     SIAM J. Optimization 23 (2013), section 4; damping: H. B. Nielsen, "Damping parameter in Marquardt's
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from onnxdecomp.methods.solvers.cp_als import als_sweep
 from onnxdecomp.methods.solvers.cp_epc import N_SWEEPS, correct
+from onnxdecomp.methods.solvers.cp_gauss_newton import GaussNewton
 from onnxdecomp.methods.solvers.cp_tensor import (
     CpFit,
     Factors,
@@ -52,7 +54,8 @@ INNER_TOLERANCE = 1e-3
 FIRST_DAMPING = 0.1
 """Share of the largest diagonal entry of the normal matrices; in refining stages, a multiple of rho."""
 LEAST_GAIN = 1e-5
-"""A stage ends with a step that lowers the objective by a smaller share."""
+EARLY_LEAST_GAIN = 1e-3
+"""A stage ends with a step that lowers the objective by a smaller share; the early ones need not be exact."""
 MAX_REJECTED = 6
 SINGLE_ABOVE = 0.1
 """Relative error above which float32 contractions are exact enough to tell better from worse."""
@@ -164,82 +167,8 @@ def gradient(point: Point, rho: float) -> Factors:
     ]
 
 
-class GaussNewton:
-    """The matrix ``J^T J + shift I`` of one point, J being the Jacobian of the CP form, never written out.
-
-    Its diagonal blocks are ``Gamma_n = product over m != n of the Gram matrices``, once for each column;
-    their inverse is the preconditioner. Products cost ``O(N R^2 (I_1 + ... + I_N))``.
-
-    Args:
-        factors: ``(R, I_n)`` each.
-        gram: Their Gram matrices.
-        shift: Penalty plus damping, positive.
-        precision: Of the products.
-    """
-
-    def __init__(self, factors: Factors, gram: list[Matrix], shift: float, precision: Precision) -> None:
-        modes = range(len(factors))
-        eye = shift * np.eye(len(gram[0]))
-        blocks = [hadamard(gram, n) + eye for n in modes]
-        self.factors = [u.astype(precision, copy=False) for u in factors]
-        self.blocks = [b.astype(precision, copy=False) for b in blocks]
-        self.inverses: Factors = [np.linalg.inv(b).astype(precision, copy=False) for b in blocks]
-        self.couplings = {
-            (n, m): hadamard(gram, n, m).astype(precision, copy=False) for n in modes for m in modes if n < m
-        }
-
-    def off_diagonal(self, step: Factors) -> Factors:
-        """Return the product of all blocks but the diagonal ones with ``(R, I_n)`` per mode."""
-        crossed = [u @ x.T for u, x in zip(self.factors, step, strict=True)]  # (R, R)
-        modes = range(len(step))
-        mixed = [
-            sum(self.couplings[min(n, m), max(n, m)] * crossed[m] for m in modes if m != n) for n in modes
-        ]
-        return [k @ u for k, u in zip(mixed, self.factors, strict=True)]  # (R, I_n)
-
-    def product(self, step: Factors) -> Factors:
-        """Return the product of the matrix with ``(R, I_n)`` per mode."""
-        rest = self.off_diagonal(step)
-        return [b @ x + r for b, x, r in zip(self.blocks, step, rest, strict=True)]
-
-    def solve(self, right: Factors, max_steps: int, tolerance: float) -> tuple[Factors, Factors]:
-        """Solve by preconditioned conjugate gradients.
-
-        The preconditioner is the inverse of the diagonal blocks, so the diagonal part of the product with a
-        preconditioned residual is that residual: it is carried along instead of being multiplied out.
-
-        Returns:
-            The solution and the residual that is left, ``(R, I_n)`` per mode in the precision of this object.
-        """
-        precision = self.factors[0].dtype
-        residual: Factors = [r.astype(precision) for r in right]
-        solution: Factors = [np.zeros_like(r) for r in residual]
-        direction: Factors = [p @ r for p, r in zip(self.inverses, residual, strict=True)]
-        diagonal: Factors = [r.copy() for r in residual]  # diagonal blocks times direction
-        size = first = _dot(residual, direction)
-        for _ in range(max_steps):
-            image = _add(diagonal, 1.0, self.off_diagonal(direction))
-            curvature = _dot(direction, image)
-            if not (size > 0.0 and curvature > 0.0):
-                break
-            length = size / curvature
-            solution = _add(solution, length, direction)
-            residual = _add(residual, -length, image)
-            scaled: Factors = [p @ r for p, r in zip(self.inverses, residual, strict=True)]
-            before, size = size, _dot(residual, scaled)
-            if size <= tolerance**2 * first:
-                break
-            direction = _add(scaled, size / before, direction)
-            diagonal = _add(residual, size / before, diagonal)
-        return solution, residual
-
-
 def _dot(left: Factors, right: Factors) -> float:
     return float(sum(np.vdot(a, b) for a, b in zip(left, right, strict=True)))
-
-
-def _add(left: Factors, scale: float, right: Factors) -> Factors:
-    return [a + a.dtype.type(scale) * b for a, b in zip(left, right, strict=True)]
 
 
 def descend(
@@ -266,6 +195,7 @@ def descend(
     point = evaluate(target, balance(factors), rho, precision)
     steepest = max(float(np.max(np.diagonal(hadamard(point.gram, n)))) for n in range(len(factors)))
     damping = FIRST_DAMPING * (steepest if rho >= STAGES[-1][0] else rho)
+    least_gain = EARLY_LEAST_GAIN if rho > STAGES[-1][0] else LEAST_GAIN
     growth, n_rejected, n_steps = 2.0, 0, 0
     while n_steps < max_steps and n_rejected < MAX_REJECTED and damping > 0.0:
         if precision is np.float32 and point.fit_error < SINGLE_ABOVE**2:
@@ -278,12 +208,13 @@ def descend(
         step: Factors = [x.astype(np.float64, copy=False) for x in inner]
         # With A x = -g - r, the model falls by -g.x - 1/2 x.(A - damping) x = 1/2 x.(r - g + damping x).
         expected = 0.5 * (_dot(step, residual) - _dot(step, slope) + damping * _dot(step, step))
-        trial = evaluate(target, _add(point.factors, 1.0, step), rho, precision)
+        moved: Factors = [u + x for u, x in zip(point.factors, step, strict=True)]
+        trial = evaluate(target, moved, rho, precision)
         gain = point.value - trial.value
         if not gain > 0.0:
             damping, growth, n_rejected = damping * growth, 2.0 * growth, n_rejected + 1
             continue
-        finished = gain < LEAST_GAIN * point.value or trial.fit_error < enough**2
+        finished = gain < least_gain * point.value or trial.fit_error < enough**2
         point = _balanced(target, trial, rho)
         ratio = gain / expected if expected > 0.0 else 1.0
         damping *= max(1.0 / 3.0, 1.0 - (2.0 * ratio - 1.0) ** 3)
