@@ -26,7 +26,7 @@ TOLERANCES = {
 def run_model(model: onnx.ModelProto, feeds: dict[str, Array], *, optimize: bool) -> list[Array]:
     """Run a model in onnxruntime on one thread."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

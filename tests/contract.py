@@ -38,7 +38,7 @@ def new_analysis(method: Method, layer: Layer, max_ranks: Ranks | None = None) -
 def low_ranks(method: Method, layer: Layer) -> Ranks:
     """Return small ranks that differ from each other where that is possible."""
     bounds = method.rank_bounds(layer)
-    return tuple(max(1, min(MAX_LOW_RANK, bound // (2 + index))) for index, bound in enumerate(bounds))
+    return tuple(max(1, min(MAX_LOW_RANK, bound // (2 + index % 2))) for index, bound in enumerate(bounds))
 
 
 @cache
