@@ -9,8 +9,8 @@ import numpy as np
 from onnxdecomp.layer import Layer, StepSpec, chain_macs, chain_params
 from onnxdecomp.methods.base import Analysis, FloatArray, Method, Ranks
 
-SOLVE_FLOPS = 2e11
-"""Most work that an automatic choice spends on one solve of a method without spectra."""
+SOLVE_FLOPS = 3e9
+"""Most work that an automatic choice spends on one solve of a method without spectra: about a second."""
 
 
 @dataclass(frozen=True)

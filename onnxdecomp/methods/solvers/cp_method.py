@@ -46,6 +46,8 @@ class CpMethod(Method):
         solver: How the factors are found.
     """
 
+    nested = False
+
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
         self.variant = solver.variant
