@@ -8,29 +8,36 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
 
-SWEEPS = 3
-"""Passes over the bonds; each pass evens out a bond and slightly disturbs its neighbours."""
+SWEEPS = 12
+"""Passes over the bonds; evening out a bond disturbs its neighbours a little, a quarter as much each time."""
 
 
 def balance(factors: Sequence[FloatArray]) -> list[FloatArray]:
     """Scale the channels between the factors so that each enters and leaves with equal norm.
 
-    What one factor is divided by the next is multiplied with: the chain stays the same.
+    What one factor is multiplied with, the next is divided by: the chain stays the same.
 
     Args:
         factors: Arrays ``(M_out, M_in, *K)``, first to last; M_out of one is M_in of the next.
 
     Returns:
-        Scaled copies. A channel that is zero on one side becomes zero on both.
+        Scaled copies in float64. A channel that is zero on one side becomes zero on both.
     """
-    scaled: list[FloatArray] = [np.array(factor, np.float64) for factor in factors]
-    for _ in range(SWEEPS):
-        for before, after in pairwise(scaled):
-            leaving = np.linalg.norm(before.reshape(before.shape[0], -1), axis=1)  # (M,)
-            entering = np.linalg.norm(after.swapaxes(0, 1).reshape(after.shape[1], -1), axis=1)  # (M,)
-            alive = (leaving > 0) & (entering > 0)
-            scale = np.sqrt(np.divide(entering, leaving, out=np.zeros_like(leaving), where=alive))
-            inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=alive)
-            before *= scale.reshape(-1, *(1,) * (before.ndim - 1))
-            after *= inverse.reshape(1, -1, *(1,) * (after.ndim - 2))
+    energies = [np.square(f, dtype=np.float64).reshape(*f.shape[:2], -1).sum(axis=2) for f in factors]
+    bonds = [np.ones(energies[0].shape[1]), *(np.ones(energy.shape[0]) for energy in energies)]
+    for _ in range(SWEEPS):  # on squared norms and squared scales, which are small arrays
+        for index in range(1, len(factors)):
+            leaving = energies[index - 1] @ _inverse(bonds[index - 1])  # (M,)
+            entering = bonds[index + 1] @ energies[index]  # (M,)
+            bonds[index] = np.sqrt(entering * _inverse(leaving))
+    scaled = []
+    for factor, (before, after) in zip(factors, pairwise(bonds), strict=True):
+        ones = (1,) * (factor.ndim - 2)
+        by_input = np.sqrt(_inverse(before)).reshape(1, -1, *ones)
+        scaled.append(factor * np.sqrt(after).reshape(-1, 1, *ones) * by_input)
     return scaled
+
+
+def _inverse(values: FloatArray) -> FloatArray:
+    """Return ``1 / values``, and 0 where a value is 0."""
+    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
