@@ -39,8 +39,10 @@ from onnxdecomp.methods.solvers.cp_tensor import (
 N_STARTS = 3
 """Starts of a small tensor, where a bad one is likely to end in a poor local minimum."""
 N_START_SWEEPS = 5
-STAGES = ((1e-3, 6), (1e-4, 10), (1e-5, 25))
-"""Penalty rho and most steps of each stage; rho is that of a tensor of unit norm."""
+STAGES = ((1e-3, 6, 1e-2), (1e-4, 10, 1e-3), (1e-5, 25, 1e-5))
+"""Penalty rho, most steps and least gain of each stage. Rho is that of a tensor of unit norm; a stage ends
+with a step that lowers the objective by a smaller share than the least gain. The first stage finds structure
+where there is some, and ends soon where there is none."""
 REFINING = (1e-7, 1e-9, 1e-11, 1e-13, 1e-15)
 """Further penalties, tried while the tensor turns out to have the rank that was asked for."""
 NEARLY_EXACT = 0.05
@@ -53,9 +55,6 @@ MAX_INNER_STEPS = 15
 INNER_TOLERANCE = 1e-3
 FIRST_DAMPING = 0.1
 """Share of the largest diagonal entry of the normal matrices; in refining stages, a multiple of rho."""
-LEAST_GAIN = 1e-5
-EARLY_LEAST_GAIN = 1e-3
-"""A stage ends with a step that lowers the objective by a smaller share; the early ones need not be exact."""
 MAX_REJECTED = 6
 SINGLE_ABOVE = 0.1
 """Relative error above which float32 contractions are exact enough to tell better from worse."""
@@ -74,7 +73,7 @@ def solve_nls(
         tensor: Real array with two modes or more.
         rank: Number of components R, at least 1.
         rng: Chooses the start.
-        enough: Relative error at which to stop early.
+        enough: Relative error at which to stop early, without the correction.
 
     Returns:
         The factors ``(R, I_n)``. Components that the tensor has no use for are zero.
@@ -86,23 +85,25 @@ def solve_nls(
     precision: Precision = np.float64 if small else np.float32
     starts = [_start(target, rank, rng, precision, enough) for _ in range(N_STARTS if small else 1)]
     error, factors, n_steps = min(starts, key=lambda start: start[0])
-    for rho, max_steps in STAGES[1:]:
+    for rho, max_steps, least_gain in STAGES[1:]:
         if error <= enough:
             break
         seeded = revive(factors, rng)
-        factors, taken = descend(target, seeded, rho, max_steps, precision, enough)
+        factors, taken = descend(target, seeded, rho, max_steps, least_gain, precision, enough)
         n_steps += taken
         error = target.rel_error(factors)
     for rho in REFINING:
         if error > NEARLY_EXACT or error <= enough:
             break
-        finer, taken = descend(target, factors, rho, STAGES[-1][1], np.float64, enough)
+        finer, taken = descend(target, factors, rho, *STAGES[-1][1:], np.float64, enough)
         n_steps += taken
         finer_error = target.rel_error(finer)
         if finer_error > REFINED * error or float(np.max(component_norms(finer))) > LARGEST_COMPONENT:
             break
         factors, error = finer, finer_error
-    return target.fit(correct(target, factors, error), n_steps)
+    if error > enough:
+        factors = correct(target, factors, error)
+    return target.fit(factors, n_steps)
 
 
 def _start(
@@ -110,17 +111,19 @@ def _start(
 ) -> tuple[float, Factors, int]:
     """Return the relative error, factors and steps of a random start after the first stage."""
     factors = target.random_start(rank, rng)
-    rho, max_steps = STAGES[0]
+    rho, max_steps, least_gain = STAGES[0]
     for _ in range(N_START_SWEEPS):
         als_sweep(target, factors, rho, precision)
-    factors, taken = descend(target, revive(balance(factors), rng), rho, max_steps, precision, enough)
+    start = revive(balance(factors), rng)
+    factors, taken = descend(target, start, rho, max_steps, least_gain, precision, enough)
     return target.rel_error(factors), factors, N_START_SWEEPS + taken
 
 
 def nls_flops(shape: tuple[int, ...], rank: int) -> float:
     """Return an upper estimate of the floating-point operations of `solve_nls`, refining stages left out."""
     n_starts = N_STARTS if prod(shape) < SINGLE_FROM_SIZE else 1
-    n_steps = n_starts * (N_START_SWEEPS + STAGES[0][1]) + sum(steps for _, steps in STAGES[1:])
+    later = sum(steps for _, steps, _ in STAGES[1:])
+    n_steps = n_starts * (N_START_SWEEPS + STAGES[0][1]) + later
     contractions = 4.0 * prod(shape) * rank
     inner = (MAX_INNER_STEPS * 6.0 + 8.0) * rank**2 * sum(shape)
     inverses = 2.0 * len(shape) * rank**3
@@ -176,6 +179,7 @@ def descend(
     factors: Factors,
     rho: float,
     max_steps: int,
+    least_gain: float = STAGES[-1][2],
     precision: Precision = np.float64,
     enough: float = 0.0,
 ) -> tuple[Factors, int]:
@@ -186,6 +190,7 @@ def descend(
         factors: Start, ``(R, I_n)`` each; not modified.
         rho: Penalty.
         max_steps: Most accepted and rejected steps.
+        least_gain: A step that lowers the objective by a smaller share is the last.
         precision: float32 is left for float64 once the fit is close.
         enough: Relative error at which to stop early.
 
@@ -195,7 +200,6 @@ def descend(
     point = evaluate(target, balance(factors), rho, precision)
     steepest = max(float(np.max(np.diagonal(hadamard(point.gram, n)))) for n in range(len(factors)))
     damping = FIRST_DAMPING * (steepest if rho >= STAGES[-1][0] else rho)
-    least_gain = EARLY_LEAST_GAIN if rho > STAGES[-1][0] else LEAST_GAIN
     growth, n_rejected, n_steps = 2.0, 0, 0
     while n_steps < max_steps and n_rejected < MAX_REJECTED and damping > 0.0:
         if precision is np.float32 and point.fit_error < SINGLE_ABOVE**2:
