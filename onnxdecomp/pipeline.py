@@ -18,7 +18,7 @@ from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
-from onnxdecomp.proof import prove_chain, prove_model
+from onnxdecomp.proof import failure_note, prove_chain, prove_model
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
@@ -66,10 +66,11 @@ def convert(
         found, notes = find_with_shapes(model, config)
         targets = plan_targets(found, config)
     report = _empty_report(model, source, output, config, notes)
+    report.layers = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
     with ModelWriter(model, output) as writer:
         with clock.stage("decompose"):
             rewriter = Rewriter(model, writer.add_tensor)
-            report.layers = _decompose(targets, found, rewriter, config, track)
+            _decompose(targets, report, rewriter, config, track)
         with clock.stage("write"):
             converted = writer.stage(rewriter.finish())
         with clock.stage("verify"):
@@ -121,18 +122,18 @@ def _refuse_overwriting(source: Source, output: str | Path | None) -> None:
 
 
 def _decompose(
-    targets: Sequence[Target], found: Found, rewriter: Rewriter, config: Config, track: Track | None
-) -> list[LayerOutcome]:
+    targets: Sequence[Target], report: Report, rewriter: Rewriter, config: Config, track: Track | None
+) -> None:
     """Decide for one target after the other, check its chain alone, and rewrite its nodes."""
-    outcomes = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
     for target in track(targets, "layers") if track else targets:
         decision = decide(target, config)
-        output_error = None
+        check = prove_chain(target, decision, config)
+        if check is not None and check.problem:
+            report.notes.append(failure_note(check.problem))
         if decision.chain is not None:
-            output_error = prove_chain(target, decision, config)
             rewriter.replace(target.group, decision.chain)
-        outcomes += [_outcome(site, decision, output_error) for site in target.group.sites]
-    return outcomes
+        output_error = check.output_error if check else None
+        report.layers += [_outcome(site, decision, output_error) for site in target.group.sites]
 
 
 def _outcome(site: Site, decision: Decision, output_error: float | None) -> LayerOutcome:

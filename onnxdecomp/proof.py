@@ -6,7 +6,8 @@ from functools import partial
 from onnxdecomp.config import Config
 from onnxdecomp.errors import ModelError, VerificationError
 from onnxdecomp.report.outcome import BeforeAfter, Latency
-from onnxdecomp.runtime.compare import verify_chain, verify_models
+from onnxdecomp.runtime.compare import verify_models
+from onnxdecomp.runtime.compare_chain import ChainCheck, verify_chain
 from onnxdecomp.runtime.latency import paired_speedup, time_interleaved
 from onnxdecomp.runtime.session import Array, Model, open_session, run
 from onnxdecomp.selection import Decision, Target, model_inputs
@@ -24,8 +25,8 @@ TIMED_RUNS = 30
 """Runs of each model, if time allows."""
 
 
-def prove_chain(target: Target, decision: Decision, config: Config) -> float | None:
-    """Check a chain alone in onnxruntime and return the relative error of its output on white noise.
+def prove_chain(target: Target, decision: Decision, config: Config) -> ChainCheck | None:
+    """Check a chain alone in onnxruntime; None when there is none or nothing is to be verified.
 
     Raises:
         VerificationError: The chain computes something else than it should, and `force` is off.
@@ -36,7 +37,12 @@ def prove_chain(target: Target, decision: Decision, config: Config) -> float | N
     check = verify_chain(decision.weight, group.bias(), decision.chain, group.dtype, seed=config.seed)
     if check.problem and not config.force:
         raise VerificationError(f"{check.problem} Nothing was written.")
-    return check.output_error
+    return check
+
+
+def failure_note(problem: str) -> str:
+    """Return what the report says of a problem that did not stop a forced conversion."""
+    return f"Verification failed: {problem}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def prove_model(original: Model, converted: Model, config: Config, *, exact: boo
         return ModelProof(notes=(f"The whole model was not run, its layers were: {error}",))
     if not check.passed and not config.force:
         raise VerificationError(" ".join([*check.problems, "Nothing was written."]))
-    failed = tuple(f"Verification failed: {problem}" for problem in check.problems)
+    failed = tuple(failure_note(problem) for problem in check.problems)
     latency = None if failed else compare_latency(original, converted, feeds[0], config.threads)
     return ModelProof(check.worst, latency, failed)
 

@@ -10,7 +10,8 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods.base import Chain
 from onnxdecomp.runtime import compare
-from onnxdecomp.runtime.compare import SAME_RESULT, check_shape, output_error, verify_chain, verify_models
+from onnxdecomp.runtime.compare import SAME_RESULT, output_error, verify_models
+from onnxdecomp.runtime.compare_chain import check_shape, verify_chain
 from tests.graph.models import normal, parse
 
 GEOMETRY = Geometry((2, 1), (1, 2), (0, 1), (1, 2), output_padding=(0, 0))
@@ -225,11 +226,24 @@ def test_a_changed_output_type_is_a_problem(original):
     assert "Output 'y' is float64 instead of float32." in result.problems
 
 
-def test_a_changed_output_shape_is_a_problem():
-    before = parse("g (float[2, 6] x) => (float[A, B] y) { y = Reshape(x, to) }", {"to": np.array([3, 4])})
-    after = parse("g (float[2, 6] x) => (float[A, B] y) { y = Reshape(x, to) }", {"to": np.array([4, 3])})
-    result = verify_models(before, after, [{"x": normal(2, 6)}])
-    assert result.problems == ["Output 'y' has shape (4, 3) instead of (3, 4)."]
+RESHAPE = "g (float[2, 6] x) => (float[%s] y) { y = Reshape(x, to) }"
+
+
+@pytest.mark.parametrize("after", [(2, 2, 3), (12,)])
+def test_a_changed_number_of_axes_is_a_problem(after):
+    models = [
+        parse(RESHAPE % declared, {"to": np.array(to)})
+        for declared, to in (("A, B", (3, 4)), ("A, B", after))
+    ]
+    result = verify_models(*models, [{"x": normal(2, 6)}])
+    assert f"Output 'y' has shape {after} instead of (3, 4)." in result.problems
+
+
+def test_a_size_that_the_model_leaves_open_may_change_but_is_no_small_error():
+    models = [parse(RESHAPE % "A, B", {"to": np.array(to)}) for to in ((3, 4), (4, 3))]
+    result = verify_models(*models, [{"x": normal(2, 6)}])
+    assert result.problems == []
+    assert result.worst == inf
 
 
 def test_values_that_became_infinite_are_a_problem(original):

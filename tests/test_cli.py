@@ -1,0 +1,206 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from onnxdecomp.cli import app
+from tests.networks import network
+
+WRITTEN, BAD_MODEL, BAD_USE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(network(), "in.onnx")
+    return tmp_path
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_one_sentence(result, exit_code, message):
+    """Check the exit code, and that standard error holds one message and no traceback."""
+    assert result.exit_code == exit_code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_convert_writes_the_model_and_the_report(folder):
+    result = call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5", "--report", "r.json")
+    assert result.exit_code == WRITTEN
+    assert "4 layers decomposed" in result.stdout
+    assert json.loads(Path("r.json").read_text())["model"]["params"]["after"] > 0
+    assert files(folder) == ["in.onnx", "out.onnx", "r.json"]
+
+
+def test_quiet_prints_nothing():
+    result = call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5", "--quiet")
+    assert (result.exit_code, result.output) == (WRITTEN, "")
+
+
+def test_a_recipe_and_options_combine():
+    Path("recipe.toml").write_text('rank = "none"\n[op_type.Gemm]\nrank = "4"\n')
+    result = call("convert", "in.onnx", "out.onnx", "--recipe", "recipe.toml", "--verify", "layers")
+    assert result.exit_code == WRITTEN
+    assert "1 layers decomposed" in result.stdout
+
+
+def test_inspect_shows_every_layer():
+    result = call("inspect", "in.onnx")
+    assert result.exit_code == WRITTEN
+    assert {"c1", "c2", "g", "y"} <= set(result.stdout.split())
+    assert "32x16x3x3" in result.stdout
+
+
+def test_inspect_json_holds_errors_and_reasons():
+    entries = json.loads(call("inspect", "in.onnx", "--json").stdout)
+    first, *_, last = entries["layers"]
+    assert first["layer"]["key"] == "c1"
+    assert {preview["ratio"] for preview in first["previews"]} == {0.5, 0.25}
+    assert "cp3" in last["refusals"]
+
+
+def test_verify_shows_the_error_of_a_conversion():
+    call("convert", "in.onnx", "out.onnx", "--rank", "full")
+    result = call("verify", "in.onnx", "out.onnx", "--tolerance", "1e-4")
+    assert result.exit_code == WRITTEN
+    assert "sqnr" in result.stdout
+
+
+def test_verify_fails_beyond_the_tolerance():
+    call("convert", "in.onnx", "out.onnx", "--rank", "4")
+    result = call("verify", "in.onnx", "out.onnx", "--tolerance", "1e-6")
+    assert result.exit_code == BUDGET
+    assert "off by" in result.stderr
+
+
+def test_verify_takes_samples_and_labels():
+    rng = np.random.default_rng(0)
+    np.savez("x.npz", x=rng.standard_normal((8, 16, 12, 12)).astype(np.float32), labels=np.zeros(8, int))
+    call("convert", "in.onnx", "out.onnx", "--rank", "full")
+    result = call(
+        "verify", "in.onnx", "out.onnx", "--calibration", "x.npz", "--metric", "agreement", "--json"
+    )
+    found = json.loads(result.stdout)
+    assert (found["score"], found["n_samples"]) == (1.0, 8)
+
+
+def test_bench_compares_models_in_one_table():
+    call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5", "--verify", "none")
+    result = call("bench", "in.onnx", "out.onnx", "--runs", "5", "--json")
+    rows = json.loads(result.stdout)
+    assert [Path(row["file"]).name for row in rows] == ["in.onnx", "out.onnx"]
+    assert rows[1]["n_params"] < rows[0]["n_params"]
+    assert rows[0]["speedup"] is None
+
+
+def test_bench_prints_a_table():
+    result = call("bench", "in.onnx", "--runs", "5")
+    assert result.exit_code == WRITTEN
+    assert "5 runs each, in turn" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "verify", "bench"])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.onnx", None, "does not exist"),
+        ("folder.onnx", "folder", "is a folder"),
+        ("random.onnx", bytes(range(256)) * 8, "not an ONNX model"),
+        ("empty.onnx", b"", "no"),
+        ("half.onnx", "half", "cut off"),
+    ],
+)
+def test_a_file_that_is_no_model_is_named_in_one_sentence(folder, command, name, content, message):
+    if content == "folder":
+        Path(name).mkdir()
+    elif content == "half":
+        Path(name).write_bytes(Path("in.onnx").read_bytes()[:5000])
+    elif content is not None:
+        Path(name).write_bytes(content)
+    before = files(folder)
+    others = {"convert": ["out.onnx"], "verify": ["in.onnx"]}.get(command, [])
+    assert_one_sentence(call(command, name, *others), BAD_MODEL, message)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank", "0"], "1 or more"),
+        (["--rank", "999"], "above the largest rank"),
+        (["--rank", "energi:0.9"], "did you mean 'energy'"),
+        (["--method", "tuker2"], "did you mean 'tucker2'"),
+        (["--method", "cp3/nsl"], "did you mean 'cp3/nls'"),
+        (["--include", "zzz*"], "matches no layer"),
+        (["--shape", "x"], "--shape"),
+        (["--verify", "all"], "unknown --verify level"),
+        (["--recipe", "none.toml"], "cannot be read"),
+        (["--max-error", "2"], "between 0 and 1"),
+        (["--calibration", "none.npz"], "none.npz"),
+    ],
+)
+def test_an_option_that_makes_no_sense_ends_with_one_sentence(folder, options, message):
+    rank = [] if "--rank" in options else ["--rank", "ratio:0.5"]
+    assert_one_sentence(call("convert", "in.onnx", "out.onnx", *rank, *options), BAD_USE, message)
+    assert files(folder) == ["in.onnx"]
+
+
+def test_an_unknown_metric_is_refused_with_a_hint():
+    assert_one_sentence(
+        call("verify", "in.onnx", "in.onnx", "--metric", "cosin"), BAD_USE, "did you mean 'cosine'"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["convert", "in.onnx"], ["convrt"], ["bench"], ["inspect", "in.onnx", "--nope"]]
+)
+def test_wrong_usage_has_exit_code_2(arguments):
+    assert call(*arguments).exit_code == BAD_USE
+
+
+def test_the_input_cannot_be_the_output(folder):
+    before = Path("in.onnx").read_bytes()
+    assert_one_sentence(call("convert", "in.onnx", "./in.onnx"), BAD_USE, "is the input itself")
+    assert Path("in.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(("output", "message"), [("none/out.onnx", "does not exist"), (".", "is a folder")])
+def test_an_output_that_cannot_be_written_is_an_error(folder, output, message):
+    assert_one_sentence(call("convert", "in.onnx", output, "--rank", "none"), BAD_MODEL, message)
+    assert files(folder) == ["in.onnx"]
+
+
+def test_an_interrupt_has_its_own_exit_code_and_leaves_nothing(folder, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxdecomp.pipeline.decide", interrupted)
+    result = call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5")
+    assert_one_sentence(result, INTERRUPTED, "nothing was written")
+    assert files(folder) == ["in.onnx"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--help"]])
+def test_help_imports_none_of_the_heavy_packages(arguments):
+    code = (
+        "import sys; from typer.testing import CliRunner; from onnxdecomp.cli import app;"
+        f"assert CliRunner().invoke(app, {arguments!r}).exit_code == 0;"
+        "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'scipy', 'tensorly') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
