@@ -77,7 +77,8 @@ class SplitMethod(Method):
         side = min(self.matrix_shape(layer))
         projection = 2.0 * layer.n_params * ranks[0]
         if gram_svd.is_sketched(side, ranks[0]):
-            return (2 * gram_svd.SKETCH_WIDTH + 1) * projection
+            products = 2 * gram_svd.SKETCH_WIDTH * projection
+            return min(products, float(side) * layer.n_params) + projection
         return float(side) * layer.n_params + 9.0 * layer.group * side**3 + projection
 
     def unfold(self, layer: Layer, weight: FloatArray) -> FloatArray:

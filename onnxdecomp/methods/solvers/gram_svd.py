@@ -158,7 +158,9 @@ def _sketch(matrix: FloatArray, rng: np.random.Generator, rank: int) -> Subspace
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T  # (long, s)
     side, width = tall.shape[1], math.ceil(SKETCH_WIDTH * rank / SKETCH_BLOCKS)
     is_wide = 4 * SKETCH_BLOCKS * width >= side  # all products together then cost more than one Gram matrix
-    square = gram(tall, matrix.dtype).astype(matrix.dtype) if is_wide else None  # (s, s)
+    whole = gram(tall, matrix.dtype) if is_wide else None  # (s, s)
+    energy = squared_norm(matrix) if whole is None else float(np.trace(whole))
+    square = None if whole is None else whole.astype(matrix.dtype)
     basis = np.empty((side, SKETCH_BLOCKS * width))  # (s, k)
     images = np.empty_like(basis)  # (s, k)
     block: FloatArray = rng.standard_normal((side, width))
@@ -174,7 +176,7 @@ def _sketch(matrix: FloatArray, rng: np.random.Generator, rank: int) -> Subspace
         block = image + scale * rng.standard_normal(image.shape)
     small = basis.T @ images  # (k, k)
     values, rotation = leading_eigenvectors((small + small.T) / 2, rank)
-    return Subspace(basis @ rotation, values[:rank], squared_norm(matrix))
+    return Subspace(basis @ rotation, values[:rank], energy)
 
 
 def orthonormal(columns: FloatArray) -> FloatArray:
