@@ -117,7 +117,7 @@ def leading_eigenvectors(gram_matrix: FloatArray, rank: int | None = None) -> tu
         gram_matrix: ``(s, s)``, symmetric and not negative; overwritten.
         rank: How many eigenvectors are kept; the roots are all returned.
     """
-    values, vectors = scipy.linalg.eigh(gram_matrix, overwrite_a=True, check_finite=False, driver="evd")
+    values, vectors = np.linalg.eigh(gram_matrix)
     roots = np.sqrt(np.maximum(values[::-1], 0.0))
     return roots, np.ascontiguousarray(vectors[:, ::-1][:, :rank])
 
