@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
@@ -101,10 +102,10 @@ CASES: dict[str, tuple[str, tuple[int, ...], Ranks]] = {
 """Who solves which weight at which ranks."""
 
 
-def measure(case: str, repeats: int) -> dict[str, object]:
+def measure(case: str, weight_file: Path, repeats: int) -> dict[str, object]:
     """Run one case in this process and return its numbers."""
     who, shape, ranks = CASES[case]
-    weight = made_weight(shape)
+    weight = np.load(weight_file)  # made elsewhere: that takes more memory than to solve it
     baseline = peak_memory_bytes()
     name = "svd" if len(shape) == 2 else "tucker2"
     run = ours(name, weight, ranks) if who == "ours" else tensorly_tucker2(weight, ranks)
@@ -137,8 +138,12 @@ def in_a_process(case: str, repeats: int, threads: int) -> dict[str, object]:
         k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"
     }  # it may name a slower kernel
     variables |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-    command = [sys.executable, "-m", "bench.solvers_svd", "--case", case, "--repeats", str(repeats)]
-    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "weight.npy"
+        np.save(file, made_weight(CASES[case][1]))
+        command = [sys.executable, "-m", "bench.solvers_svd", "--case", case, "--weight", str(file)]
+        command += ["--repeats", str(repeats)]
+        done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, object] = json.loads(done.stdout)
     return result
 
@@ -158,10 +163,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="BLAS threads")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each case")
     parser.add_argument("--case", choices=CASES, help="measure this one here and print it as JSON")
+    parser.add_argument("--weight", type=Path, help="file of the weight of --case")
     parser.add_argument("-o", "--output", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.case:
-        json.dump(measure(options.case, options.repeats), sys.stdout)
+        json.dump(measure(options.case, options.weight, options.repeats), sys.stdout)
         return
     cases = {case: in_a_process(case, options.repeats, options.threads) for case in CASES}
     machine = environment(options.threads) | {p: version(p) for p in ("scipy", "tensorly")}

@@ -19,7 +19,7 @@ FloatArray = NDArray[np.floating]
 MAX_SWEEPS = 6
 """Sweeps over both modes; the first two bring nearly all of the gain."""
 
-MIN_GAIN = 1e-3
+MIN_GAIN = 5e-3
 """A sweep that lowers the squared error by less than this share of it is the last one."""
 
 
@@ -50,7 +50,7 @@ def hosvd(stack: FloatArray, max_ranks: tuple[int, int] | None = None) -> Bases:
     """Find the leading singular vectors of both modes of ``(D, O, I)``.
 
     Args:
-        stack: Any float dtype; sums run in float64.
+        stack: Its dtype is that of the products; sums run in float64.
         max_ranks: How many vectors of each mode are kept; None for all.
     """
     out_rank, in_rank = max_ranks or stack.shape[1:]
@@ -106,8 +106,7 @@ def _mode_gram(stack: FloatArray) -> FloatArray:
     """Return ``sum_k W[k] @ W[k].T`` for ``(D, m, n)``: ``(m, m)`` in float64."""
     total = np.zeros((stack.shape[1], stack.shape[1]))
     for matrix in stack:
-        wide = matrix.astype(np.float64)  # (m, n)
-        total += wide @ wide.T
+        total += matrix @ matrix.T
     return total
 
 
