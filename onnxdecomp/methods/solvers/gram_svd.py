@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import DTypeLike, NDArray
 
 FloatArray = NDArray[np.floating]
@@ -114,7 +113,7 @@ def leading_eigenvectors(gram_matrix: FloatArray, rank: int | None = None) -> tu
     """Return the roots of the eigenvalues ``(k,)``, largest first, and the eigenvectors ``(s, k)``.
 
     Args:
-        gram_matrix: ``(s, s)``, symmetric and not negative; overwritten.
+        gram_matrix: ``(s, s)``, symmetric and not negative.
         rank: How many eigenvectors are kept; the roots are all returned.
     """
     values, vectors = np.linalg.eigh(gram_matrix)
@@ -181,10 +180,7 @@ def _sketch(matrix: FloatArray, rng: np.random.Generator, rank: int) -> Subspace
 
 def orthonormal(columns: FloatArray) -> FloatArray:
     """Return an orthonormal basis ``(m, k)`` in float64 of the span of ``(m, k)``, k at most m."""
-    basis: FloatArray = scipy.linalg.qr(
-        np.asarray(columns, np.float64), mode="economic", overwrite_a=True, check_finite=False
-    )[0]
-    return basis
+    return np.linalg.qr(np.asarray(columns, np.float64))[0]
 
 
 def project(matrix: FloatArray, subspace: Subspace, rank: int) -> Factors:
