@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/onnxdecomp bench demo/vgg16.onnx demo/vgg16_small.onnx
 
 test: check
-	$(BIN)/pytest -n 2
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 check: lint types imports
 

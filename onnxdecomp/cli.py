@@ -89,7 +89,7 @@ def convert(
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option(help="Largest relative weight error of a layer under --rank auto  [default: 0.2]"),
+        typer.Option(help="Largest relative weight error of a layer under --rank auto  [default: 0.1]"),
     ] = None,
     calibration: Calibration = None,
     shape: Shapes = None,

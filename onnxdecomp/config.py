@@ -58,7 +58,7 @@ class Config:
     layers: Mapping[str, LayerRule] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    max_error: float = 0.2
+    max_error: float = 0.1
     rank_multiple: int | None = None
     calibration: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

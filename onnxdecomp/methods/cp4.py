@@ -25,7 +25,7 @@ class Cp4(CpMethod):
         if len(layer.kernel) != 2:
             return f"cp4 splits two spatial axes, and the kernel {size} has {len(layer.kernel)}: use cp3."
         if min(layer.kernel) == 1:
-            return f"The kernel {size} extends along one axis only, so cp3 does the same in one step fewer."
+            return f"the kernel {size} extends along one axis only, so cp3 does the same in one step fewer"
         return None
 
     def kernel_modes(self, layer: Layer) -> tuple[int, ...]:

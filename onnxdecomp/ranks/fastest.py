@@ -21,7 +21,7 @@ SHORTLIST = 3
 class Fastest(Policy):
     """Take the fastest measured chain whose weight error is at most `max_error`."""
 
-    max_error: float = 0.2
+    max_error: float = 0.1
 
     name = "auto"
 

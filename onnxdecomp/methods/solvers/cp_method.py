@@ -85,10 +85,10 @@ def shared_refusal(layer: Layer) -> str | None:
     if not layer.kernel:
         return f"{layer.op_type} has no kernel, so CP would be a plain SVD: use svd."
     if max(layer.kernel) == 1:
-        return "The kernel has one tap, so CP would be a plain SVD: use svd."
+        return "the kernel has one tap, so CP would be a plain SVD: svd is the method for it"
     if layer.weight_shape[1] == 1 and layer.out_channels == layer.group:
         return (
-            "The layer is depthwise: each channel has a kernel of its own, and CP would only add 1x1 steps."
+            "the layer is depthwise: each channel has a kernel of its own, and CP would only add 1x1 steps"
         )
     return None
 
