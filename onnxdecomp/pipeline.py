@@ -175,26 +175,35 @@ def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, conf
 def _put_back(report: Report, config: Config) -> bool:
     """Tell whether the original is to be written after all, and note it in the report.
 
-    Only layers under ``auto`` are put back: whoever names ranks gets these ranks, with the measured latency.
+    Under ``auto`` a model must be measured to be faster. Whoever names ranks, even for one layer, gets
+    these ranks, with the measured latency.
     """
-    if config.rank != "auto" or report.latency is None or report.latency.speedup_high >= 1.0:
+    named = config.rank != "auto" or any(
+        rule.rank not in (None, "auto", "none")
+        for rule in (*config.op_types.values(), *config.layers.values())
+    )
+    if named or report.latency is None or report.latency.speedup_low > 1.0:
         return False
     median = report.latency.median_ms
-    reason = f"put back: the whole model took {median.after:.4g} ms instead of {median.before:.4g} ms"
+    reason = (
+        f"put back: the whole model is not faster, {median.after:.4g} ms instead of {median.before:.4g} ms"
+    )
     report.layers = [
-        layer
-        if layer.status == "kept"
-        else replace(
-            layer,
-            status="kept",
-            reason=reason,
-            params=BeforeAfter(layer.params.before, layer.params.before),
-            macs=BeforeAfter(layer.macs.before, layer.macs.before),
-        )
-        for layer in report.layers
+        _kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
     ]
     report.latency, report.output_error = None, None
     return True
+
+
+def _kept(layer: LayerOutcome, reason: str) -> LayerOutcome:
+    """Return the outcome of a layer that was decomposed and put back."""
+    return replace(
+        layer,
+        status="kept",
+        reason=reason,
+        params=BeforeAfter(layer.params.before, layer.params.before),
+        macs=BeforeAfter(layer.macs.before, layer.macs.before),
+    )
 
 
 def _empty_report(

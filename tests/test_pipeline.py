@@ -134,17 +134,34 @@ def test_auto_takes_a_layer_that_is_faster(source, tmp_path, monkeypatch):
     assert max(layer.weight_error for layer in report.decomposed) <= Config().max_error
 
 
-def test_auto_puts_everything_back_when_the_whole_model_is_slower(source, tmp_path, monkeypatch):
-    def slower(original, converted, feeds, threads):
-        both = BeforeAfter(1.0, 2.0)
-        return Latency(both, both, speedup=0.5, speedup_low=0.4, speedup_high=0.6, n_runs=30)
+def measured(speedup, spread):
+    def compare(original, converted, feeds, threads):
+        both = BeforeAfter(1.0, 1.0 / speedup)
+        return Latency(both, both, speedup, speedup - spread, speedup + spread, n_runs=30)
 
+    return compare
+
+
+@pytest.mark.parametrize(("speedup", "spread"), [(0.5, 0.1), (1.05, 0.1)])
+def test_auto_puts_everything_back_unless_the_whole_model_is_faster(
+    source, tmp_path, monkeypatch, speedup, spread
+):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", fast)
-    monkeypatch.setattr("onnxdecomp.proof.compare_latency", slower)
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(speedup, spread))
     report = onnxdecomp.convert(source, tmp_path / "out.onnx", rank="auto")
-    assert any(layer.reason.startswith("put back: the whole model took 2 ms") for layer in report.layers)
+    assert any(layer.reason.startswith("put back: the whole model is not faster") for layer in report.layers)
     assert report.decomposed == []
+    assert report.model["macs"].ratio == 1.0
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(source)
+
+
+@pytest.mark.parametrize("options", [{"rank": "ratio:0.5"}, {"layers": {"fc": LayerRule(rank="4")}}])
+def test_ranks_that_were_named_are_never_put_back(source, tmp_path, monkeypatch, options):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", fast)
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(0.5, 0.1))
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", **options)
+    assert report.decomposed
+    assert report.latency.speedup == 0.5
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -4,6 +4,7 @@ A group's weight is seen as a stack of matrices ``(D, O/G, I/G)``, one for each 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -70,24 +71,26 @@ class ChannelBases:
     """
 
     def __init__(self, layer: Layer, weight: FloatArray, max_ranks: tuple[int, int] | None) -> None:
-        self.bases: list[Bases] = []
-        cores = []  # (a, b) of each group
-        for stack in stacks(layer, weight):
-            bases = hosvd(stack, max_ranks)
-            self.bases.append(bases)
-            cores.append(core_energies(stack, bases))
-        self._core = np.sum(cores, axis=0)  # (a, b)
+        self._layer, self._weight = layer, weight
+        self.bases: list[Bases] = [hosvd(stack, max_ranks) for stack in stacks(layer, weight)]
         self.energy = sum(bases.energy for bases in self.bases)
-        is_whole = max_ranks is None or max_ranks == channel_bounds(layer)
-        self._hidden = 0.0 if is_whole else max(0.0, self.energy - float(np.sum(self._core)))
+        self._is_whole = max_ranks is None or max_ranks == channel_bounds(layer)
         (rows, columns), n_taps = channels(layer), prod(layer.kernel)
         self.out_spectrum = self._spectrum((rows, columns * n_taps), [b.out_values for b in self.bases])
         self.in_spectrum = self._spectrum((columns, rows * n_taps), [b.in_values for b in self.bases])
 
+    @cached_property
+    def _core(self) -> FloatArray:
+        """Energy ``(a, b)`` of the cores at each pair of vectors, summed over the groups."""
+        weights = stacks(self._layer, self._weight)
+        cores = [core_energies(stack, bases) for stack, bases in zip(weights, self.bases, strict=True)]
+        return np.asarray(np.sum(cores, axis=0))
+
     def lost_energy(self, out_rank: int, in_rank: int) -> float:
         """Return the energy outside the leading `out_rank` and `in_rank` vectors of the two sides."""
-        outside = np.sum(self._core[out_rank:]) + np.sum(self._core[:out_rank, in_rank:])
-        return self._hidden + float(outside)
+        core = self._core
+        hidden = 0.0 if self._is_whole else max(0.0, self.energy - float(np.sum(core)))
+        return hidden + float(np.sum(core[out_rank:]) + np.sum(core[:out_rank, in_rank:]))
 
     def _spectrum(self, shape: tuple[int, int], values: Sequence[FloatArray]) -> Spectrum:
         """Return the spectrum of one side over all groups."""

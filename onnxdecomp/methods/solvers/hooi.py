@@ -90,10 +90,12 @@ def tucker2(
     for _ in range(MAX_SWEEPS):
         before = kept
         out_basis, _ = _turn(stack @ in_basis.astype(stack.dtype), out_basis)
-        in_basis, kept = _turn(stack.transpose(0, 2, 1) @ out_basis.astype(stack.dtype), in_basis)
+        compressed = stack.transpose(0, 2, 1) @ out_basis.astype(stack.dtype)  # (D, I, Ro)
+        in_basis, kept = _turn(compressed, in_basis)
         if kept - before <= MIN_GAIN * (bases.energy - kept):
             break
-    return out_basis, core_of(stack, out_basis, in_basis), in_basis
+    core = compressed.transpose(0, 2, 1) @ in_basis.astype(stack.dtype)  # (D, Ro, Ri)
+    return out_basis, np.asarray(core, np.float64), in_basis
 
 
 def core_of(stack: FloatArray, out_basis: FloatArray, in_basis: FloatArray) -> FloatArray:
