@@ -1,0 +1,170 @@
+"""Measure how many test images a network classifies correctly, and compare with its original.
+
+    python -m models.evaluate song_mnist models/song_mnist.onnx
+    python -m models.evaluate song_mnist small.onnx --reference models/song_mnist.onnx
+
+The network gets raw pixels 0..255 as (n, channels, height, width); the largest entry of its first output is
+its answer. With a reference the difference is printed with its paired standard error: both networks see the
+same images, so only those that one gets right and the other wrong make it uncertain.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import data
+from onnxdecomp.errors import ModelError, OnnxdecompError, UsageError, unknown_name
+from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.feeds import input_specs
+from onnxdecomp.runtime.session import read_proto
+
+__all__ = ["TASKS", "Difference", "Samples", "centre", "difference", "right", "task"]
+
+BATCH = 100
+"""Images run at once where the network allows it."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled images.
+
+    Args:
+        images: ``(n, channels, height, width)`` uint8.
+        labels: ``(n,)`` int64.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one network is than another on the same samples.
+
+    Args:
+        gain: Share of right answers minus that of the other; negative when it is worse.
+        standard_error: Of `gain`, over the choice of the samples.
+    """
+
+    gain: float
+    standard_error: float
+
+
+def centre(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Cut the middle out of images: (n, c, h, w) -> (n, c, side, side)."""
+    top, left = ((size - side) // 2 for size in images.shape[2:])
+    return images[:, :, top : top + side, left : left + side]
+
+
+def _mnist() -> Samples:
+    found = data.mnist()
+    return Samples(found.test_images, found.test_labels)
+
+
+def _cifar10() -> Samples:
+    found = data.cifar10()
+    return Samples(found.test_images, found.test_labels)
+
+
+def _cifar10_crops() -> Samples:
+    whole = _cifar10()
+    return Samples(centre(whole.images, 24), whole.labels)
+
+
+TASKS: dict[str, Callable[[], Samples]] = {
+    "song_mnist": _mnist,
+    "song_cifar": _cifar10_crops,
+    "cifar10_keras": _cifar10,
+}
+"""Test images by the network they are for."""
+
+
+def task(name: str) -> Samples:
+    """Return the test images of a network.
+
+    Raises:
+        UsageError: There is no such network.
+        FetchError: The data cannot be fetched.
+    """
+    if name not in TASKS:
+        raise unknown_name("network", name, TASKS)
+    return TASKS[name]()
+
+
+def right(model: Path, samples: Samples, *, threads: int = 1) -> NDArray[np.bool_]:
+    """Return which samples a network classifies correctly, ``(n,)``.
+
+    Raises:
+        UsageError: The network takes larger batches than there are samples.
+        ModelError: The network cannot run on the images, or does not give one score per class.
+    """
+    specs = input_specs(read_proto(model))
+    if len(specs) != 1:
+        raise ModelError(f"{model} has {len(specs)} inputs, {', '.join(specs)}: one image is expected.")
+    ((name, spec),) = specs.items()
+    feeds = {name: samples.images.astype(spec.dtype)}
+    scores = next(iter(outputs_over(model, feeds, threads=threads, batch=BATCH).values()))
+    if scores.ndim != 2 or scores.shape[1] <= samples.labels.max():
+        raise ModelError(
+            f"{model} answers with {scores.shape}: one score for each of {samples.labels.max() + 1} classes "
+            "is expected."
+        )
+    labels = samples.labels[: len(scores)]  # the last samples may not have filled a fixed batch
+    return np.asarray(np.argmax(scores, axis=1) == labels)
+
+
+def difference(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Difference:
+    """Return what `after` gains over `before`, given which of the same n samples each gets right.
+
+    The standard error is ``sqrt((p10 + p01 - gain**2) / n)``, where p10 and p01 are the shares of samples
+    that one gets right and the other wrong. Equal answers have the error 0.
+
+    Raises:
+        UsageError: There are not as many answers of the one as of the other, or none.
+
+    >>> difference(np.array([True, True, True, False]), np.array([True, True, False, False]))
+    Difference(gain=-0.25, standard_error=0.21650635094610965)
+    """
+    if before.shape != after.shape or not before.size:
+        raise UsageError(f"Answers to {before.size} and to {after.size} samples cannot be compared.")
+    gain = float(np.mean(after) - np.mean(before))
+    discordant = float(np.mean(before != after))
+    return Difference(gain, float(np.sqrt(max(discordant - gain**2, 0.0) / before.size)))
+
+
+def _line(model: Path, answers: NDArray[np.bool_]) -> str:
+    return f"{model}: {np.mean(answers):.2%} ({np.sum(answers):,} of {answers.size:,} test images)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the accuracy of a network and its difference to a reference; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.evaluate", description="Top-1 accuracy on the test images of a network."
+    )
+    parser.add_argument("name", metavar="NAME", help=f"whose test images: {', '.join(TASKS)}")
+    parser.add_argument("model", metavar="MODEL.onnx", type=Path)
+    parser.add_argument("--reference", metavar="ORIGINAL.onnx", type=Path, help="compare with this network")
+    parser.add_argument("--threads", type=int, default=1, help="threads inside an operator (default 1)")
+    options = parser.parse_args(arguments)
+    try:
+        samples = task(options.name)
+        after = right(options.model, samples, threads=options.threads)
+        print(_line(options.model, after))
+        if options.reference is not None:
+            before = right(options.reference, samples, threads=options.threads)
+            found = difference(before, after)
+            print(_line(options.reference, before))
+            print(f"difference: {100 * found.gain:+.2f} ± {100 * found.standard_error:.2f} percentage points")
+    except OnnxdecompError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
