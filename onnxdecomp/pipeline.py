@@ -149,6 +149,7 @@ def _outcome(site: Site, decision: Decision, output_error: float | None) -> Laye
     )
     if chain is None or decision.candidate is None:
         return before
+    timing = decision.candidate.measured
     return replace(
         before,
         status="decomposed",
@@ -158,7 +159,7 @@ def _outcome(site: Site, decision: Decision, output_error: float | None) -> Laye
         output_error=output_error,
         params=BeforeAfter(layer.n_params, chain.n_params),
         macs=BeforeAfter(layer.n_macs, chain_macs(chain.specs, layer.in_shape)),
-        latency_ms=BeforeAfter(decision.dense_ms, decision.candidate.latency_ms),
+        latency_ms=BeforeAfter(timing.dense_ms, timing.chain_ms) if timing else BeforeAfter(None, None),
     )
 
 

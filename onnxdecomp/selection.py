@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -57,14 +58,12 @@ class Decision:
         reason: Why the layers are kept; empty when there is a chain.
         chain: The chain.
         candidate: What the policy chose.
-        dense_ms: Latency of the dense layer, where it was measured.
         weight: ``(O, I/G, *K)`` of the layer.
     """
 
     reason: str = ""
     chain: Chain | None = None
     candidate: Candidate | None = None
-    dense_ms: float | None = None
     weight: FloatArray | None = None
 
 
@@ -144,13 +143,6 @@ def decide(target: Target, config: Config) -> Decision:
     problem = weight_problem(weight)
     if problem:
         return Decision(problem)
-    timings: dict[tuple[str, tuple[int, ...]], Measured] = {}
-
-    def measure(layer: Layer, candidates: Sequence[Candidate]) -> list[Measured]:
-        measured = measure_chains(layer, candidates, target.group.dtype, config)
-        timings.update({(c.method.full_name, c.ranks): m for c, m in zip(candidates, measured, strict=True)})
-        return measured
-
     study = Study(
         target.group.layer,
         weight,
@@ -158,7 +150,7 @@ def decide(target: Target, config: Config) -> Decision:
         config.rank_multiple or channel_block(),
         config.seed,
         target.asked_for,
-        measure,
+        partial(measure_chains, dtype=target.group.dtype, config=config),
     )
     try:
         choice = target.policy.choose(study)
@@ -166,13 +158,12 @@ def decide(target: Target, config: Config) -> Decision:
         return Decision(f"it cannot be timed: {error}")
     if isinstance(choice, str):
         return Decision(choice)
-    max_ranks = choice.ranks if len(choice.ranks) == 1 else None
-    chain = decompose(choice.method, study.analysis(choice.method, max_ranks), study.layer, choice.ranks)
-    growth = chain.n_params * target.group.dtype.itemsize - target.group.stored_bytes
+    growth = choice.n_params * target.group.dtype.itemsize - target.group.stored_bytes
     if target.policy.guarded and growth >= 0:
         return Decision(f"its chain would take {growth:,} bytes more than the stored weight")
-    timing = timings.get((choice.method.full_name, choice.ranks))
-    return Decision("", chain, choice, timing.dense_ms if timing else None, weight)
+    max_ranks = choice.ranks if len(choice.ranks) == 1 else None
+    chain = decompose(choice.method, study.analysis(choice.method, max_ranks), study.layer, choice.ranks)
+    return Decision("", chain, choice, weight)
 
 
 def measure_chains(

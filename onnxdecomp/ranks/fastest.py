@@ -48,7 +48,7 @@ class Fastest(Policy):
                 f"not faster: {best.method.full_name} {_ranks(best.ranks)} takes {timing.chain_ms:.3g} ms, "
                 f"the layer {timing.dense_ms:.3g} ms"
             )
-        return replace(best, latency_ms=timing.chain_ms)
+        return replace(best, measured=timing)
 
 
 def _ranks(ranks: tuple[int, ...]) -> str:

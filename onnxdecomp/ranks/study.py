@@ -14,29 +14,6 @@ SOLVE_FLOPS = 3e9
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A chain that could replace a layer.
-
-    Args:
-        method: The method.
-        ranks: Its ranks.
-        specs: The steps.
-        error: Relative Frobenius error of the weight.
-        n_params: Weights of the chain.
-        n_macs: Multiply-accumulates of one run; None when the input's shape is unknown.
-        latency_ms: Measured median, where it was measured.
-    """
-
-    method: Method
-    ranks: Ranks
-    specs: tuple[StepSpec, ...]
-    error: float
-    n_params: int
-    n_macs: int | None
-    latency_ms: float | None = None
-
-
-@dataclass(frozen=True)
 class Measured:
     """A candidate's latency beside that of the dense layer, measured interleaved.
 
@@ -51,6 +28,29 @@ class Measured:
     chain_ms: float
     speedup: float
     speedup_low: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chain that could replace a layer.
+
+    Args:
+        method: The method.
+        ranks: Its ranks.
+        specs: The steps.
+        error: Relative Frobenius error of the weight.
+        n_params: Weights of the chain.
+        n_macs: Multiply-accumulates of one run; None when the input's shape is unknown.
+        measured: Its latency, where it was timed.
+    """
+
+    method: Method
+    ranks: Ranks
+    specs: tuple[StepSpec, ...]
+    error: float
+    n_params: int
+    n_macs: int | None
+    measured: Measured | None = None
 
 
 Measure = Callable[[Layer, Sequence[Candidate]], list[Measured]]
@@ -79,19 +79,17 @@ class Study:
     seed: int = 0
     asked_for: bool = False
     measure: Measure | None = None
-    _analyses: dict[tuple[str, Ranks | None], Analysis] = field(default_factory=dict, repr=False)
+    _analyses: dict[str, tuple[Ranks | None, Analysis]] = field(default_factory=dict, repr=False)
 
     def analysis(self, method: Method, max_ranks: Ranks | None = None) -> Analysis:
-        """Return the method's analysis of this weight, made at the first call."""
-        found = self._analyses.get((method.full_name, None)) or self._analyses.get(
-            (method.full_name, max_ranks)
-        )
-        if found is None:
+        """Return the method's analysis of this weight, made anew only for larger ranks than before."""
+        known = self._analyses.get(method.full_name)
+        if known is None or not _reaches(known[0], max_ranks):
             digest = sha256(f"{self.seed}:{self.layer.key}:{method.full_name}".encode()).digest()
             rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-            found = method.analyze(self.layer, self.weight, rng, max_ranks)
-            self._analyses[method.full_name, max_ranks] = found
-        return found
+            known = max_ranks, method.analyze(self.layer, self.weight, rng, max_ranks)
+            self._analyses[method.full_name] = known
+        return known[1]
 
     def candidate(self, method: Method, ranks: Ranks, max_ranks: Ranks | None = None) -> Candidate:
         """Return the candidate of a method at `ranks`, with its error."""
@@ -113,3 +111,10 @@ class Study:
         dense_macs = self.layer.n_macs
         fewer_macs = candidate.n_macs is None or dense_macs is None or candidate.n_macs < dense_macs
         return candidate.n_params < self.layer.n_params and fewer_macs
+
+
+def _reaches(known: Ranks | None, wanted: Ranks | None) -> bool:
+    """Tell whether an analysis made for ranks up to `known` answers for ranks up to `wanted`; None is all."""
+    if known is None or wanted is None:
+        return known is None
+    return all(k >= w for k, w in zip(known, wanted, strict=True))

@@ -125,7 +125,7 @@ def test_auto_takes_a_chain_that_is_measured_to_be_faster():
     chosen = parse_policy("auto", MAX_ERROR).choose(study("auto", measure=timer(1.5)))
     assert isinstance(chosen, Candidate)
     assert chosen.error <= MAX_ERROR
-    assert chosen.latency_ms == pytest.approx(1 / 1.5)
+    assert chosen.measured.chain_ms == pytest.approx(1 / 1.5)
 
 
 @pytest.mark.parametrize("speedup", [0.8, 1.04])
@@ -181,3 +181,13 @@ def test_a_layers_result_does_not_depend_on_what_was_studied_before():
 def test_a_rank_that_makes_no_sense_is_refused_with_a_hint(text, message):
     with pytest.raises(UsageError, match=message):
         parse_policy(text, MAX_ERROR)
+
+
+def test_an_analysis_is_made_again_only_for_larger_ranks():
+    under_study = study("channel-svd/output")
+    (method,) = under_study.methods
+    wide = under_study.analysis(method, (32,))
+    assert under_study.analysis(method, (8,)) is wide
+    assert under_study.analysis(method, (40,)) is not wide
+    whole = under_study.analysis(method)
+    assert under_study.analysis(method, (64,)) is whole

@@ -87,9 +87,7 @@ def shared_refusal(layer: Layer) -> str | None:
     if max(layer.kernel) == 1:
         return "the kernel has one tap, so CP would be a plain SVD: svd is the method for it"
     if layer.weight_shape[1] == 1 and layer.out_channels == layer.group:
-        return (
-            "the layer is depthwise: each channel has a kernel of its own, and CP would only add 1x1 steps"
-        )
+        return "the layer is depthwise: each channel has a kernel of its own, and CP would only add 1x1 steps"
     return None
 
 
