@@ -78,7 +78,8 @@ def render(
     """
     from PIL import ImageFont
 
-    faces = [ImageFont.truetype(io.BytesIO(font.tobytes()), GLYPH) for font in fonts]
+    basic = ImageFont.Layout.BASIC  # the same wherever Pillow was built
+    faces = [ImageFont.truetype(io.BytesIO(font.tobytes()), GLYPH, layout_engine=basic) for font in fonts]
     labels = rng.permutation(np.arange(n_images) % len(CLASSES))
     images = np.empty((n_images, 1, SIDE, SIDE), np.uint8)
     for image, label in zip(images, labels, strict=True):

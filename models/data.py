@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import BadZipFile
@@ -69,8 +70,7 @@ def cifar10() -> DataSet:
     """Return CIFAR-10: 50,000 + 10,000 RGB photos, (3, 32, 32).
 
     Raises:
-        FetchError: It is not in the cache and cannot be fetched, or the cached file is spoilt.
-        ModuleNotFoundError: Pillow is missing; it comes with the extra ``data``.
+        FetchError: It is not in the cache and cannot be fetched or decoded, or the cached file is spoilt.
     """
     return _data_set(_fetched("cifar10", _cifar10))
 
@@ -82,11 +82,11 @@ def char36(n_train: int = 57_600, n_test: int = 7_200, seed: int = 0) -> DataSet
     same arguments and the same Pillow give the same images.
 
     Raises:
-        FetchError: The fonts are not in the cache and cannot be fetched, or a cached file is spoilt.
-        ModuleNotFoundError: Pillow is missing; it comes with the extra ``data``.
+        FetchError: The fonts are not in the cache and cannot be fetched or drawn, or a cached file is spoilt.
     """
 
     def render() -> Arrays:
+        _need_pillow()
         fonts = _fetched("fonts", _raw)
         seen, unseen = characters.split(fonts)
         train_rng, test_rng = np.random.default_rng(seed).spawn(2)
@@ -102,8 +102,7 @@ def photos() -> dict[str, NDArray[np.uint8]]:
     """Return the photos that scikit-image carries, by name: RGB as (3, height, width), grey as (1, ...).
 
     Raises:
-        FetchError: They are not in the cache and cannot be fetched, or the cached file is spoilt.
-        ModuleNotFoundError: Pillow is missing; it comes with the extra ``data``.
+        FetchError: They are not in the cache and cannot be fetched or decoded, or the cached file is spoilt.
     """
     return {name: np.asarray(image, np.uint8) for name, image in _fetched("photos", _photos).items()}
 
@@ -187,7 +186,13 @@ def _raw(files: Files) -> Arrays:
 
 def _pixels(path: Path, mode: str | None = None) -> NDArray[np.uint8]:
     """Return the pixels of an image file, (height, width) or (height, width, channels)."""
+    _need_pillow()
     from PIL import Image
 
     with Image.open(path) as image:
         return np.asarray(image.convert(mode) if mode else image)
+
+
+def _need_pillow() -> None:
+    if find_spec("PIL") is None:
+        raise FetchError("Pillow, which decodes and draws images, is missing: pip install pillow==13.0.0.")

@@ -12,8 +12,6 @@ from models import data
 from models.data_pins import DATA_PINS
 from models.fetch import FetchError
 
-DATA_SETS = ("mnist", "fashion_mnist", "cifar10")
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
@@ -102,6 +100,14 @@ def test_photos_are_channels_first_and_lose_their_alpha(bring, tmp_path):
     found = data.photos()
     np.testing.assert_array_equal(found["moon"], grey[np.newaxis])
     np.testing.assert_array_equal(found["cat"], rgba[:, :, :3].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("load", [data.cifar10, data.photos, data.char36])
+def test_a_missing_pillow_is_said(bring, monkeypatch, load):
+    bring({"data_batch_1.png": b"", "moon.png": b""})
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    with pytest.raises(FetchError, match=r"Pillow, .* is missing: pip install pillow=="):
+        load()
 
 
 def test_the_second_load_needs_no_package(bring):

@@ -1,0 +1,217 @@
+"""What every training script shares: the loop, the log, the export and the committed samples.
+
+Networks take raw pixels 0..255 as (n, channels, height, width), like everything in `models.evaluate`; the
+first convolution scales them (`RawConv2d`), and the export holds its scaled weights.
+
+The same seed, torch and number of threads on the same kind of processor give the same network. On another
+machine sums are rounded otherwise, and the accuracy differs by the noise of training.
+"""
+
+import argparse
+import csv
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.evaluate import Samples
+
+OPSET = 17
+MODELS = Path(__file__).parents[1]
+"""Where the trained networks lie."""
+
+N_HELD_OUT = 2_000
+"""Training images kept out of training, whose accuracy is logged."""
+
+N_CALIBRATION = 512
+"""Unlabelled training images that are committed beside a network."""
+
+N_EVALUATION = 1_000
+"""Labelled test images that are committed beside a network."""
+
+ROWS = ("epoch", "loss", "train_accuracy", "held_out_accuracy", "seconds")
+
+RISE = 0.2
+"""Share of the steps in which the learning rate rises to its peak, before it falls to nearly 0."""
+
+Augment = Callable[[Tensor, torch.Generator | None], Tensor]
+"""What the network sees of a batch of images: distorted at random, or without a generator undistorted."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Args:
+        epochs: Passes over the training images.
+        batch: Images in one step.
+        peak_rate: Highest learning rate of a cycle that rises from nearly 0 and falls back.
+        weight_decay: Of AdamW.
+        seed: Decides the first weights, the order, the distortions and the dropout.
+    """
+
+    epochs: int
+    batch: int = 128
+    peak_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+
+class RawConv2d(nn.Conv2d):
+    """A convolution of raw pixels that learns as if they were ``(pixel - shift) / scale``.
+
+    What lies beyond the border is a raw 0, so that `folded` is one plain convolution.
+    """
+
+    def __init__(self, *arguments: int, padding: int, shift: float, scale: float) -> None:
+        super().__init__(*arguments, padding=padding)
+        self.shift, self.scale = shift, scale
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight (O, I, kh, kw) and bias (O,) of the same convolution of raw pixels."""
+        weight = self.weight / self.scale
+        return weight, self.bias - self.shift * weight.sum((1, 2, 3))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Convolve raw pixels."""
+        return functional.conv2d(image, *self.folded(), padding=self.padding)
+
+
+def train(
+    network: nn.Sequential,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    recipe: Recipe,
+    augment: Augment,
+    log: Path,
+) -> None:
+    """Train on all images but the last `N_HELD_OUT` of a seeded order; print and write a log.
+
+    Args:
+        network: Is changed. Its weights must have been drawn after `torch.manual_seed`.
+        images: ``(n, channels, height, width)``.
+        labels: ``(n,)``.
+        recipe: How to train.
+        augment: What the network sees of a batch of images, float32.
+        log: CSV to write: epoch, loss, accuracy on what is trained on (distorted), held out, seconds.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(len(images), generator=generator)
+    seen, held_out = order[:-N_HELD_OUT], order[-N_HELD_OUT:]
+    inputs, targets = torch.from_numpy(images), torch.from_numpy(labels)
+    network.to(memory_format=torch.channels_last)  # a fifth faster
+    n_steps = recipe.epochs * -(-len(seen) // recipe.batch)
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.peak_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, n_steps, pct_start=RISE)
+    rows: list[tuple[float, ...]] = []
+    start = time.perf_counter()
+    for epoch in range(1, recipe.epochs + 1):
+        network.train()
+        total_loss, n_right = 0.0, 0
+        for chosen in seen[torch.randperm(len(seen), generator=generator)].split(recipe.batch):
+            scores = network(augment(inputs[chosen].float(), generator))
+            total_loss += _step(scores, targets[chosen], optimizer) * len(chosen)
+            schedule.step()
+            n_right += int((scores.argmax(1) == targets[chosen]).sum())
+        held_out_accuracy = accuracy(network, augment(inputs[held_out].float(), None), targets[held_out])
+        shares = (total_loss / len(seen), n_right / len(seen), held_out_accuracy)
+        rows.append((epoch, *(round(share, 5) for share in shares), round(time.perf_counter() - start, 1)))
+        print(*(f"{name} {value}" for name, value in zip(ROWS, rows[-1], strict=True)), flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([ROWS, *rows])
+
+
+def _step(scores: Tensor, targets: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """Improve the network a little; return the mean cross entropy before."""
+    loss = functional.cross_entropy(scores, targets)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def accuracy(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    """Return the share of images, raw pixels in float32, that a network classifies correctly."""
+    network.eval()
+    with torch.inference_mode():
+        chosen = [network(part).argmax(1) for part in inputs.split(500)]
+    return float((torch.cat(chosen) == targets).float().mean())
+
+
+def export(network: nn.Sequential, path: Path, image_shape: tuple[int, ...]) -> None:
+    """Write a network as ONNX: ``image`` (N, *image_shape) -> ``scores`` (N, classes), raw pixels.
+
+    BatchNormalization is folded into the convolution before it, as the exporter does by default.
+    """
+    network.eval()
+    kept = {n: m for n, m in network.named_children() if not isinstance(m, nn.Dropout)}
+    plain = nn.Sequential(OrderedDict((name, _plain(module)) for name, module in kept.items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        plain.eval(),
+        (torch.zeros(2, *image_shape),),
+        path,
+        input_names=["image"],
+        output_names=["scores"],
+        dynamic_axes={"image": {0: "N"}, "scores": {0: "N"}},
+        opset_version=OPSET,
+        dynamo=False,  # the other exporter needs a further package
+    )
+    model = onnx.load(path)
+    model.graph.name = path.stem
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")  # paths of the machine it was trained on
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def write_samples(folder: Path, name: str, train_images: NDArray[np.uint8], test: Samples, seed: int) -> None:
+    """Write what is committed beside a network: unlabelled training images, some labelled test images."""
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(train_images), N_CALIBRATION, replace=False))
+    _write_npz(folder / "calibration" / f"{name}.npz", image=train_images[chosen])
+    chosen = np.sort(rng.choice(len(test.images), N_EVALUATION, replace=False))
+    labels = test.labels[chosen].astype(np.uint8)
+    _write_npz(folder / "evaluation" / f"{name}.npz", image=test.images[chosen], labels=labels)
+
+
+def options(name: str, epochs: int) -> argparse.ArgumentParser:
+    """Return the parser of a script that trains the network `name`."""
+    parser = argparse.ArgumentParser(prog=f"python -m models.train.{name}", description=f"Train {name}.")
+    parser.add_argument("--output", type=Path, default=MODELS, metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    return parser
+
+
+def begin(seed: int, threads: int) -> None:
+    """Make torch repeat itself, before a network is made."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Return a module as onnxruntime is to run it."""
+    if not isinstance(module, RawConv2d):
+        return module
+    plain = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, padding=module.padding)
+    weight, bias = module.folded()
+    plain.weight.data, plain.bias.data = weight.detach(), bias.detach()
+    return plain
+
+
+def _write_npz(path: Path, **arrays: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
