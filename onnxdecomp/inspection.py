@@ -16,6 +16,7 @@ from onnxdecomp.graph.io import Model, load
 from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.layer import Layer, Refusal
 from onnxdecomp.methods import find_methods
+from onnxdecomp.methods.base import Method
 from onnxdecomp.ranks.search import within_budget
 from onnxdecomp.ranks.study import Study
 from onnxdecomp.report.table import UNKNOWN, count, percent, plain_table, shape, size, some
@@ -25,6 +26,11 @@ from onnxdecomp.selection import OBSERVE_LIMIT_BYTES, find_with_shapes, model_in
 
 PREVIEW_RATIOS = (0.5, 0.25)
 """Shares of a layer's weights at which every method shows its error."""
+
+PREVIEW_FLOPS = 2e11
+"""Most work that one preview takes unasked: a few seconds."""
+
+TOO_SMALL_OR_COSTLY = "no rank fits, or the solve takes too long to be done unasked (name the method)"
 
 
 @dataclass(frozen=True)
@@ -127,38 +133,40 @@ def preview(group: LayerGroup, config: Config) -> tuple[tuple[Preview, ...], dic
     """Return what every method makes of a layer, and why some cannot be used."""
     layer, weight = group.layer, group.weight()
     forms = find_methods(config.method)
+    names = dict.fromkeys(form.name for form in forms)
     problem = weight_problem(weight)
     if problem:
-        return (), dict.fromkeys((form.name for form in forms), problem)
-    refusals = {form.name: form.refusal(layer) for form in forms}
-    usable = tuple(form for form in forms if form.refusal(layer) is None)
-    refused = {
-        name: reason for name, reason in refusals.items() if reason and name not in {f.name for f in usable}
-    }
+        return (), dict.fromkeys(names, problem)
     block = config.rank_multiple or channel_block()
-    study = Study(layer, weight, usable, block, config.seed, asked_for=config.method != "auto")
+    study = Study(layer, weight, forms, block, config.seed, asked_for=config.method != "auto")
     previews: list[Preview] = []
-    for name in dict.fromkeys(form.name for form in usable):
-        for ratio in PREVIEW_RATIOS:
-            found = [within_ratio(study, form.full_name, ratio) for form in usable if form.name == name]
-            best = min((p for p in found if p), key=lambda p: p.error, default=None)
-            if best:
-                previews.append(best)
-            elif name not in refused:
-                refused[name] = (
-                    f"does not fit into {ratio:g} of the weights, or takes too long to solve unasked"
+    reasons: dict[str, str] = {}
+    for name in names:
+        usable = [form for form in forms if form.name == name and form.refusal(layer) is None]
+        if not usable:
+            reasons[name] = next(form.refusal(layer) or "" for form in forms if form.name == name)
+        for ratio in PREVIEW_RATIOS if usable else ():
+            found = [p for p in (within_ratio(study, form, ratio) for form in usable) if p]
+            if found:
+                previews.append(min(found, key=lambda p: p.error))
+            else:
+                reasons.setdefault(
+                    name, f"nothing to show at {ratio:g} of the weights: {TOO_SMALL_OR_COSTLY}"
                 )
-    return tuple(previews), refused
+    return tuple(previews), reasons
 
 
-def within_ratio(study: Study, full_name: str, ratio: float) -> Preview | None:
+def within_ratio(study: Study, method: Method, ratio: float) -> Preview | None:
     """Return the best candidate of one form of a method with at most `ratio` of the layer's weights."""
-    (method,) = find_methods(full_name)
-    budget = ratio * study.layer.n_params
+    layer = study.layer
+    cost = method.solve_flops(layer, method.rank_bounds(layer))
+    if method.nested and cost > PREVIEW_FLOPS and not study.asked_for:
+        return None
+    budget = ratio * layer.n_params
     found = within_budget(study, method, lambda c: c.n_params <= budget)
     if found is None:
         return None
-    return Preview(ratio, full_name, found.ranks, found.error, found.n_params, found.n_macs)
+    return Preview(ratio, method.full_name, found.ranks, found.error, found.n_params, found.n_macs)
 
 
 def _times(model: Model, config: Config, notes: list[str]) -> tuple[dict[str, float], float]:

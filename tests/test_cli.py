@@ -138,6 +138,39 @@ def test_a_file_that_is_no_model_is_named_in_one_sentence(folder, command, name,
     assert files(folder) == before
 
 
+def external(change):
+    """Save the network with its weights in a file of their own, and `change` where a tensor says they are."""
+    onnx.save(network(), "ext.onnx", save_as_external_data=True, location="ext.bin", size_threshold=64)
+    model = onnx.load("ext.onnx", load_external_data=False)
+    place = {entry.key: entry for entry in model.graph.initializer[0].external_data}
+    change(place)
+    Path("ext.onnx").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda place: Path("ext.bin").unlink(), "does not exist"),
+        (lambda place: Path("ext.bin").write_bytes(b"short"), "too short"),
+        (lambda place: setattr(place["location"], "value", "../ext.bin"), "outside the model's folder"),
+        (lambda place: setattr(place["location"], "value", "/etc/hostname"), "outside the model's folder"),
+    ],
+)
+def test_external_data_that_cannot_be_used_is_named_in_one_sentence(folder, change, message):
+    external(change)
+    before = files(folder)
+    assert_one_sentence(call("convert", "ext.onnx", "out.onnx", "--rank", "ratio:0.5"), BAD_MODEL, message)
+    assert files(folder) == before
+
+
+def test_a_model_with_external_data_is_written_with_external_data(folder):
+    external(lambda place: None)
+    result = call("convert", "ext.onnx", "out.onnx", "--rank", "ratio:0.5")
+    assert result.exit_code == WRITTEN, result.output
+    assert files(folder) == ["ext.bin", "ext.onnx", "in.onnx", "out.onnx", "out.onnx.data"]
+    assert call("verify", "in.onnx", "out.onnx", "--tolerance", "0.2").exit_code == WRITTEN
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
