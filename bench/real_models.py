@@ -41,6 +41,7 @@ def converted(path: Path, rank: str, shapes: dict[str, tuple[int, ...]], folder:
         "kept": dict(kept.most_common()),
         "model": plain(report.model),
         "output_error": report.output_error,
+        "mac_reduction": report.model["macs"].ratio,
         "latency": plain(report.latency),
         "notes": report.notes,
     }
@@ -53,7 +54,7 @@ def summary(found: dict[str, Any]) -> str:
     speedup = found["latency"]["speedup"] if found["latency"] else 1.0
     return (
         f"decomposed {found['decomposed']:4}  output error {found['output_error'] or 0:.2e}"
-        f"  speed-up {speedup:.2f}  {found['seconds']:6.1f} s"
+        f"  MACs / {found['mac_reduction'] or 1:.2f}  speed-up {speedup:.2f}  {found['seconds']:6.1f} s"
     )
 
 
