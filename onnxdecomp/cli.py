@@ -105,6 +105,9 @@ def convert(
         Path | None,
         typer.Option(metavar="RECIPE.toml", help="Read options, also for single layers, from a file."),
     ] = None,
+    allow_slower: Annotated[
+        bool, typer.Option("--allow-slower", help="Take chains measured to be slower than their layers.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Write the output even if it is found wrong.")
     ] = False,
@@ -128,6 +131,7 @@ def convert(
         "verify": verify,
         "threads": threads,
         "seed": seed,
+        "allow_slower": allow_slower or None,
         "force": force or None,
     }
     result = pipeline.convert(source, output, config=base, track=_tracker(quiet), **options)

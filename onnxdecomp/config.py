@@ -18,6 +18,9 @@ from typing import Any, Literal, get_args
 
 from onnxdecomp.errors import UsageError, unknown_name
 
+FLAGS = ("allow_slower", "force")
+"""Entries that are true or false."""
+
 Verify = Literal["model", "layers", "none"]
 
 
@@ -49,6 +52,8 @@ class Config:
         metric: How outputs are compared when they are not equal by construction.
         threads: Threads of onnxruntime when something is timed or verified.
         seed: Seed of every random choice.
+        allow_slower: Take chains that are measured to be slower than their layers, when ranks were named.
+            Nothing is timed then but under ``auto``, so that the result depends on input and seed alone.
         force: Write the output even if the verification fails.
     """
 
@@ -66,6 +71,7 @@ class Config:
     metric: str = "sqnr"
     threads: int = 1
     seed: int = 0
+    allow_slower: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -165,7 +171,7 @@ def _entry(path: Path, name: str, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
     if name == "shapes":
         return parse_shapes([f"{key}={sizes}" for key, sizes in value.items()])
-    expected = {"max_error": (int, float), "force": (bool,)}.get(name, (int,))
-    if not isinstance(value, expected) or (isinstance(value, bool) and name != "force"):
+    expected = {"max_error": (int, float)}.get(name, (bool,) if name in FLAGS else (int,))
+    if not isinstance(value, expected) or (isinstance(value, bool) and name not in FLAGS):
         raise UsageError(f"{path}: {name} = {value!r} has the wrong type.")
     return value

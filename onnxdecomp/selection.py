@@ -1,7 +1,7 @@
 """Which layers a conversion looks at, with which rank policy and methods, and what it chooses for each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -154,16 +154,31 @@ def decide(target: Target, config: Config) -> Decision:
     )
     try:
         choice = target.policy.choose(study)
+        if isinstance(choice, Candidate) and target.policy.guarded:
+            choice = _guarded(choice, target.group, study, config)
     except ModelError as error:  # onnxruntime cannot run this layer alone, so nothing can be measured
         return Decision(f"it cannot be timed: {error}")
     if isinstance(choice, str):
         return Decision(choice)
-    growth = choice.n_params * target.group.dtype.itemsize - target.group.stored_bytes
-    if target.policy.guarded and growth >= 0:
-        return Decision(f"its chain would take {growth:,} bytes more than the stored weight")
     max_ranks = choice.ranks if len(choice.ranks) == 1 else None
     chain = decompose(choice.method, study.analysis(choice.method, max_ranks), study.layer, choice.ranks)
     return Decision("", chain, choice, weight)
+
+
+def _guarded(choice: Candidate, group: LayerGroup, study: Study, config: Config) -> Candidate | str:
+    """Return a choice, with its latency, unless it makes the file larger or the layer slower."""
+    growth = choice.n_params * group.dtype.itemsize - group.stored_bytes
+    if growth >= 0:
+        return f"its chain would take {growth:,} bytes more than the stored weight"
+    if config.allow_slower or choice.measured or study.measure is None or study.layer.in_shape is None:
+        return choice
+    (timing,) = study.measure(study.layer, [choice])
+    if timing.speedup_high < 1.0:
+        return (
+            f"slower: {choice.method.full_name} {list(choice.ranks)} takes {timing.chain_ms:.3g} ms, "
+            f"the layer {timing.dense_ms:.3g} ms (--allow-slower takes it all the same)"
+        )
+    return replace(choice, measured=timing)
 
 
 def measure_chains(
@@ -176,7 +191,7 @@ def measure_chains(
     measured = []
     for chain in chains:
         speedup = paired_speedup(dense.samples_ms, chain.samples_ms)
-        measured.append(Measured(dense.median_ms, chain.median_ms, speedup.ratio, speedup.low))
+        measured.append(Measured(dense.median_ms, chain.median_ms, speedup.ratio, speedup.low, speedup.high))
     return measured
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from onnxdecomp.cli import app
 from tests.networks import network
+from tests.timers import even
 
 WRITTEN, BAD_MODEL, BAD_USE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -18,6 +19,7 @@ WRITTEN, BAD_MODEL, BAD_USE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
     onnx.save(network(), "in.onnx")
     return tmp_path
 

@@ -8,15 +8,21 @@ import onnxdecomp
 from onnxdecomp.config import Config, LayerRule
 from onnxdecomp.errors import ModelError, UsageError, VerificationError
 from onnxdecomp.graph.emit import stored_weight
-from onnxdecomp.ranks.study import Measured
 from onnxdecomp.report.as_json import report_json
 from onnxdecomp.report.outcome import BeforeAfter, Latency
 from onnxdecomp.runtime.compare_chain import ChainCheck
 from onnxdecomp.runtime.session import open_session, run
+from onnxdecomp.selection import measure_chains
 from tests.networks import network
+from tests.timers import even, fast, slow
 
 EXACT = 1e-5
 """Relative error of outputs between an exact conversion and its original."""
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
 
 
 @pytest.fixture
@@ -72,7 +78,7 @@ def test_batch_normalization_is_folded_only_behind_a_rewritten_convolution(sourc
 @pytest.mark.parametrize("rank", ["ratio:0.5", "energy:0.9", "full"])
 def test_same_input_same_seed_same_bytes(source, tmp_path, rank):
     for name in ("a.onnx", "b.onnx"):
-        onnxdecomp.convert(source, tmp_path / name, rank=rank, verify="layers", seed=3)
+        onnxdecomp.convert(source, tmp_path / name, rank=rank, verify="layers", seed=3, allow_slower=True)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
@@ -113,9 +119,6 @@ def test_unknown_sizes_are_learned_from_a_run(tmp_path):
 
 
 def test_auto_keeps_a_layer_that_is_not_faster(source, tmp_path, monkeypatch):
-    def slow(layer, candidates, dtype, config):
-        return [Measured(1.0, 2.0, 0.5, 0.45) for _ in candidates]
-
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", slow)
     report = onnxdecomp.convert(source, tmp_path / "out.onnx", rank="auto")
     assert report.decomposed == []
@@ -123,15 +126,35 @@ def test_auto_keeps_a_layer_that_is_not_faster(source, tmp_path, monkeypatch):
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(source)
 
 
-def fast(layer, candidates, dtype, config):
-    return [Measured(2.0, 1.0, 2.0, 1.9) for _ in candidates]
-
-
 def test_auto_takes_a_layer_that_is_faster(source, tmp_path, monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", fast)
     report = onnxdecomp.convert(source, tmp_path / "out.onnx", rank="auto", verify="layers")
     assert report.decomposed
     assert max(layer.weight_error for layer in report.decomposed) <= Config().max_error
+
+
+@pytest.mark.parametrize("rank", ["ratio:0.5", "energy:0.9", "8", "evbmf"])
+def test_a_layer_is_never_made_slower_without_being_told_to(source, tmp_path, monkeypatch, rank):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", slow)
+    report = onnxdecomp.convert(source, tmp_path / "a.onnx", rank=rank, verify="layers")
+    assert report.decomposed == []
+    assert any(layer.reason.startswith("slower: ") for layer in report.layers)
+    told = onnxdecomp.convert(source, tmp_path / "b.onnx", rank=rank, verify="layers", allow_slower=True)
+    assert told.decomposed
+
+
+def test_a_layer_that_is_as_fast_as_before_is_made_smaller(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", rank="ratio:0.5", verify="layers")
+    assert len(report.decomposed) == 4
+
+
+def test_what_is_taken_was_timed_in_onnxruntime(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", measure_chains)
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", rank="ratio:0.5", verify="layers")
+    timed = [layer.latency_ms for layer in report.decomposed]
+    assert all(t.before > 0 and t.after > 0 for t in timed)
+    assert len(timed) + sum(layer.reason.startswith("slower: ") for layer in report.layers) == 4
 
 
 def measured(speedup, spread):

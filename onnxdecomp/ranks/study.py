@@ -22,12 +22,14 @@ class Measured:
         chain_ms: Median of the chain.
         speedup: Median of the paired ratios dense / chain.
         speedup_low: Lower end of its spread.
+        speedup_high: Upper end of its spread.
     """
 
     dense_ms: float
     chain_ms: float
     speedup: float
     speedup_low: float
+    speedup_high: float
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_full_rank_is_exact_and_may_be_larger():
 
 def timer(speedup):
     def measure(layer, candidates):
-        return [Measured(1.0, 1.0 / speedup, speedup, speedup - 0.05) for _ in candidates]
+        return [Measured(1.0, 1.0 / speedup, speedup, speedup - 0.05, speedup + 0.05) for _ in candidates]
 
     return measure
 

@@ -302,3 +302,25 @@ def test_models_are_compared_from_their_paths(tmp_path, original):
     onnx.save(original, paths[0])
     onnx.save(scaled(original, 1), paths[1], save_as_external_data=True, location="w", size_threshold=0)
     assert verify_models(*paths, FEEDS, tolerance=1e-6).passed
+
+
+SIGMOID = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 3] y) { p = MatMul(x, w) q = Add(p, low) y = Sigmoid(q) }
+"""
+
+
+@pytest.mark.parametrize(("shift", "n_problems"), [(1e-3, 0), (1e-1, 1)])
+def test_a_probability_near_zero_is_compared_by_what_float32_can_hold(shift, n_problems):
+    x, w = normal(2, 4), 0.1 * normal(4, 3)
+    models = [onnx.parser.parse_model(SIGMOID) for _ in range(2)]
+    for model, low in zip(models, (-9.0, -9.0 + shift), strict=True):
+        model.graph.initializer.extend(
+            [
+                onnx.numpy_helper.from_array(w.astype(np.float32), "w"),
+                onnx.numpy_helper.from_array(np.array([low], np.float32), "low"),
+            ]
+        )
+    result = verify_models(*models, [{"x": x.astype(np.float32)}], tolerance=1e-4)
+    assert len(result.problems) == n_problems
+    assert result.worst == pytest.approx(shift, rel=0.3)

@@ -1,0 +1,18 @@
+"""Stand-ins for `selection.measure_chains`, so that a test does not depend on the clock."""
+
+from onnxdecomp.ranks.study import Measured
+
+
+def slow(layer, candidates, dtype, config):
+    """Say that every chain takes twice as long as its layer."""
+    return [Measured(1.0, 2.0, 0.5, 0.45, 0.55) for _ in candidates]
+
+
+def even(layer, candidates, dtype, config):
+    """Say that every chain takes as long as its layer."""
+    return [Measured(1.0, 1.0, 1.0, 0.95, 1.05) for _ in candidates]
+
+
+def fast(layer, candidates, dtype, config):
+    """Say that every chain takes half as long as its layer."""
+    return [Measured(2.0, 1.0, 2.0, 1.9, 2.1) for _ in candidates]
