@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     test = Samples(centre(photos.test_images, SIDE), photos.test_labels)
     trained = network()
     folder: Path = options.output
-    recipe = Recipe(options.epochs, peak_rate=1.5e-3, seed=options.seed)
+    recipe = Recipe(options.epochs, peak_rate=1.5e-3, seed=options.seed, bfloat16=options.bfloat16)
     log = folder / "train" / f"{NAME}.csv"
     training.train(trained, photos.train_images, photos.train_labels, recipe, crop, log)
     training.export(trained, folder / f"{NAME}.onnx", test.images.shape[1:])

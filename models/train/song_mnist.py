@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     digits = data.mnist()
     test = Samples(digits.test_images, digits.test_labels)
     trained = network(options.hidden)
-    recipe = Recipe(options.epochs, seed=options.seed)
+    recipe = Recipe(options.epochs, seed=options.seed, bfloat16=options.bfloat16)
     folder: Path = options.output
     log = folder / "train" / f"{NAME}.csv"
     training.train(trained, digits.train_images, digits.train_labels, recipe, distort, log)

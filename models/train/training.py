@@ -56,6 +56,8 @@ class Recipe:
         peak_rate: Highest learning rate of a cycle that rises from nearly 0 and falls back.
         weight_decay: Of AdamW.
         seed: Decides the first weights, the order, the distortions and the dropout.
+        bfloat16: Multiply in bfloat16, which takes half the time on processors that have it. Weights and what
+            is exported stay float32.
     """
 
     epochs: int
@@ -63,6 +65,7 @@ class Recipe:
     peak_rate: float = 2e-3
     weight_decay: float = 1e-2
     seed: int = 0
+    bfloat16: bool = False
 
 
 class RawConv2d(nn.Conv2d):
@@ -117,7 +120,8 @@ def train(
         network.train()
         total_loss, n_right = 0.0, 0
         for chosen in seen[torch.randperm(len(seen), generator=generator)].split(recipe.batch):
-            scores = network(augment(inputs[chosen].float(), generator))
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                scores = network(augment(inputs[chosen].float(), generator)).float()
             total_loss += _step(scores, targets[chosen], optimizer) * len(chosen)
             schedule.step()
             n_right += int((scores.argmax(1) == targets[chosen]).sum())
@@ -191,6 +195,7 @@ def options(name: str, epochs: int) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=MODELS, metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--bfloat16", action="store_true", help="faster on processors that have it")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     return parser
 
@@ -200,6 +205,7 @@ def begin(seed: int, threads: int) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _plain(module: nn.Module) -> nn.Module:
