@@ -19,7 +19,7 @@ from models.train import training
 from models.train.training import RawConv2d, Recipe
 
 NAME = "song_cifar"
-EPOCHS = 7
+EPOCHS = 20
 SIDE = 24
 
 
