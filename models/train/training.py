@@ -56,8 +56,8 @@ class Recipe:
         peak_rate: Highest learning rate of a cycle that rises from nearly 0 and falls back.
         weight_decay: Of AdamW.
         seed: Decides the first weights, the order, the distortions and the dropout.
-        bfloat16: Multiply in bfloat16, which takes half the time on processors that have it. Weights and what
-            is exported stay float32.
+        bfloat16: Multiply in bfloat16, which is faster on processors that have it. Weights and what is
+            exported stay float32.
     """
 
     epochs: int
