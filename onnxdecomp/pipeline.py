@@ -176,18 +176,20 @@ def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, conf
 def _put_back(report: Report, config: Config) -> bool:
     """Tell whether the original is to be written after all, and note it in the report.
 
-    Under ``auto`` a model must be measured to be faster. Whoever names ranks, even for one layer, gets
-    these ranks, with the measured latency.
+    Under ``auto`` a model must be measured to be faster. Under named ranks it must not be slower, unless
+    `allow_slower` or ``full`` says that this is no matter.
     """
-    named = config.rank != "auto" or any(
-        rule.rank not in (None, "auto", "none")
-        for rule in (*config.op_types.values(), *config.layers.values())
-    )
-    if named or report.latency is None or report.latency.speedup_low > 1.0:
+    rules = (*config.op_types.values(), *config.layers.values())
+    ranks = {config.rank, *(rule.rank for rule in rules if rule.rank is not None)}
+    if report.latency is None or config.allow_slower or "full" in ranks:
+        return False
+    is_auto = ranks <= {"auto", "none"}
+    if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= 1.0):
         return False
     median = report.latency.median_ms
+    verdict = "not faster" if is_auto else "slower (--allow-slower takes it all the same)"
     reason = (
-        f"put back: the whole model is not faster, {median.after:.4g} ms instead of {median.before:.4g} ms"
+        f"put back: the whole model is {verdict}, {median.after:.4g} ms instead of {median.before:.4g} ms"
     )
     report.layers = [
         _kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from onnxdecomp.cli import app
 from tests.networks import network
-from tests.timers import even
+from tests.timers import even, measured
 
 WRITTEN, BAD_MODEL, BAD_USE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -20,6 +20,7 @@ WRITTEN, BAD_MODEL, BAD_USE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
     onnx.save(network(), "in.onnx")
     return tmp_path
 

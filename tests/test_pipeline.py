@@ -9,12 +9,11 @@ from onnxdecomp.config import Config, LayerRule
 from onnxdecomp.errors import ModelError, UsageError, VerificationError
 from onnxdecomp.graph.emit import stored_weight
 from onnxdecomp.report.as_json import report_json
-from onnxdecomp.report.outcome import BeforeAfter, Latency
 from onnxdecomp.runtime.compare_chain import ChainCheck
 from onnxdecomp.runtime.session import open_session, run
 from onnxdecomp.selection import measure_chains
 from tests.networks import network
-from tests.timers import even, fast, slow
+from tests.timers import even, fast, measured, slow
 
 EXACT = 1e-5
 """Relative error of outputs between an exact conversion and its original."""
@@ -23,6 +22,7 @@ EXACT = 1e-5
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
 
 
 @pytest.fixture
@@ -157,14 +157,6 @@ def test_what_is_taken_was_timed_in_onnxruntime(source, tmp_path, monkeypatch):
     assert len(timed) + sum(layer.reason.startswith("slower: ") for layer in report.layers) == 4
 
 
-def measured(speedup, spread):
-    def compare(original, converted, feeds, threads):
-        both = BeforeAfter(1.0, 1.0 / speedup)
-        return Latency(both, both, speedup, speedup - spread, speedup + spread, n_runs=30)
-
-    return compare
-
-
 @pytest.mark.parametrize(("speedup", "spread"), [(0.5, 0.1), (1.05, 0.1)])
 def test_auto_puts_everything_back_unless_the_whole_model_is_faster(
     source, tmp_path, monkeypatch, speedup, spread
@@ -178,13 +170,24 @@ def test_auto_puts_everything_back_unless_the_whole_model_is_faster(
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(source)
 
 
-@pytest.mark.parametrize("options", [{"rank": "ratio:0.5"}, {"layers": {"fc": LayerRule(rank="4")}}])
-def test_ranks_that_were_named_are_never_put_back(source, tmp_path, monkeypatch, options):
-    monkeypatch.setattr("onnxdecomp.selection.measure_chains", fast)
+NAMED = [{"rank": "ratio:0.5"}, {"rank": "none", "layers": {"fc": LayerRule(rank="4")}}]
+
+
+@pytest.mark.parametrize("options", NAMED)
+def test_a_model_is_never_made_slower_without_being_told_to(source, tmp_path, monkeypatch, options):
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(0.5, 0.1))
-    report = onnxdecomp.convert(source, tmp_path / "out.onnx", **options)
-    assert report.decomposed
-    assert report.latency.speedup == 0.5
+    report = onnxdecomp.convert(source, tmp_path / "a.onnx", **options)
+    assert report.decomposed == []
+    assert any("the whole model is slower (--allow-slower" in layer.reason for layer in report.layers)
+    told = onnxdecomp.convert(source, tmp_path / "b.onnx", allow_slower=True, **options)
+    assert told.decomposed
+    assert told.latency.speedup == 0.5
+
+
+@pytest.mark.parametrize("options", [*NAMED, {"rank": "full"}])
+def test_a_model_that_is_as_fast_as_before_is_made_smaller(source, tmp_path, monkeypatch, options):
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
+    assert onnxdecomp.convert(source, tmp_path / "out.onnx", **options).decomposed
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,6 +1,7 @@
-"""Stand-ins for `selection.measure_chains`, so that a test does not depend on the clock."""
+"""Stand-ins for what measures latency, so that a test does not depend on the clock."""
 
 from onnxdecomp.ranks.study import Measured
+from onnxdecomp.report.outcome import BeforeAfter, Latency
 
 
 def slow(layer, candidates, dtype, config):
@@ -16,3 +17,13 @@ def even(layer, candidates, dtype, config):
 def fast(layer, candidates, dtype, config):
     """Say that every chain takes half as long as its layer."""
     return [Measured(2.0, 1.0, 2.0, 1.9, 2.1) for _ in candidates]
+
+
+def measured(speedup, spread):
+    """Return a stand-in for `proof.compare_latency` that says so of every pair of models."""
+
+    def compare(original, converted, feeds, threads):
+        both = BeforeAfter(1.0, 1.0 / speedup)
+        return Latency(both, both, speedup, speedup - spread, speedup + spread, n_runs=30)
+
+    return compare
