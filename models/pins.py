@@ -142,7 +142,7 @@ INPUT_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "captcha_crnn": {"image": (1, 3, 60, 160)},
     "magika": {"bytes": (1, 2048)},
     "cifar10_keras": {"image": (1, 3, 32, 32)},
-    "silero_vad": {"input": (1, 576), "state": (2, 1, 128)},
+    "silero_vad": {"input": (1, 288), "state": (2, 1, 128)},  # a random rate is not 16000: the 8 kHz branch
     "silero_vad_16k_op15": {"input": (1, 576), "state": (2, 1, 128)},
     "silero_vad_16k_sequence": {"input": (1, 576), "h": (1, 1, 128), "c": (1, 1, 128)},
     "silero_vad_half": {"input": (1, 576), "state": (2, 1, 128)},
