@@ -1,6 +1,6 @@
 """How ranks are chosen: one policy a file, each a class with the name it has on the command line."""
 
-from onnxdecomp.errors import UsageError, unknown_name
+from onnxdecomp.errors import unknown_name
 from onnxdecomp.ranks.energy import Energy
 from onnxdecomp.ranks.evbmf import Evbmf
 from onnxdecomp.ranks.fastest import Fastest
@@ -29,6 +29,3 @@ def parse_policy(text: str, max_error: float) -> Policy:
     if name not in POLICIES:
         raise unknown_name("rank", text, [*POLICIES, "a number"])
     return POLICIES[name].parse(argument)
-
-
-__all__ = ["POLICIES", "Policy", "UsageError", "parse_policy"]

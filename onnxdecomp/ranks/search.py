@@ -17,6 +17,10 @@ FAMILY_STEPS = 48
 """Bisection steps on the logarithm of the lost share: finer than one rank."""
 
 
+ERROR_STEPS = 8
+"""Lost shares tried between what surely is too much for each cut and what surely is not."""
+
+
 def equal_loss_ranks(analysis: Analysis, share: float) -> Ranks:
     """Return for each rank the smallest value that loses at most `share` of the energy of its cut."""
     ranks = []
@@ -80,25 +84,13 @@ def within_error(study: Study, method: Method, max_error: float) -> Candidate | 
         return _within_error_one_rank(study, method, max_error)
     analysis = study.analysis(method)
     share = max_error**2
-    best = None
     # Each of n cuts may lose share/n and the bound holds; losing share each usually is too much.
-    low, high = share / len(bounds), share
-    for _ in range(8):
-        ranks = tuple(
-            snap_up(rank, bound, study.block)
-            for rank, bound in zip(equal_loss_ranks(analysis, high), bounds, strict=True)
-        )
-        if analysis.error(ranks) <= max_error:
-            best = ranks
-            break
-        high = low + (high - low) / 2
+    least = share / len(bounds)
+    shares = [*(least + (share - least) / 2**halvings for halvings in range(ERROR_STEPS)), least]
+    families = (_snapped_up(equal_loss_ranks(analysis, lost), bounds, study.block) for lost in shares)
+    best = next((ranks for ranks in families if analysis.error(ranks) <= max_error), None)
     if best is None:
-        best = tuple(
-            snap_up(rank, bound, study.block)
-            for rank, bound in zip(equal_loss_ranks(analysis, low), bounds, strict=True)
-        )
-        if analysis.error(best) > max_error:
-            return None
+        return None
     best = _lowered(study, analysis, best, max_error)
     candidate = study.candidate(method, best)
     return candidate if study.shrinks(candidate) else None
@@ -137,6 +129,10 @@ def _largest(bound: int, holds: Callable[[int], bool]) -> int:
 
 def _snapped_down(ranks: Ranks, block: int) -> Ranks:
     return tuple(snap_down(rank, block) for rank in ranks)
+
+
+def _snapped_up(ranks: Ranks, bounds: Ranks, block: int) -> Ranks:
+    return tuple(snap_up(rank, bound, block) for rank, bound in zip(ranks, bounds, strict=True))
 
 
 def _raised(study: Study, method: Method, ranks: Ranks, fitting: Callable[[Ranks], bool]) -> Ranks:
