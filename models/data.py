@@ -95,7 +95,7 @@ def char36(n_train: int = 57_600, n_test: int = 7_200, seed: int = 0) -> DataSet
         return vars(DataSet(train_images, train_labels, test_images, test_labels))
 
     key = (DATA_PINS["fonts"], n_train, n_test, seed, characters.VERSION)
-    return _data_set(_cached("char36", key, render))
+    return _data_set(cached("char36", key, render))
 
 
 def photos() -> dict[str, NDArray[np.uint8]]:
@@ -118,10 +118,10 @@ def _fetched(name: str, unpack: Callable[[Files], Arrays]) -> Arrays:
         with unpacked(DATA_PINS[name]) as files:
             return unpack(files)
 
-    return _cached(name, DATA_PINS[name], make)
+    return cached(name, DATA_PINS[name], make)
 
 
-def _cached(name: str, key: object, make: Callable[[], Arrays]) -> Arrays:
+def cached(name: str, key: object, make: Callable[[], Arrays]) -> Arrays:
     """Return the arrays kept under a name and all they depend on, made now when they are not there."""
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     path = data_folder() / f"{name}-{digest}.npz"

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.feeds import input_specs
 from onnxdecomp.runtime.session import read_proto
 
-__all__ = ["TASKS", "Difference", "Samples", "centre", "difference", "right", "task"]
+__all__ = ["TASKS", "Difference", "Samples", "Task", "centre", "difference", "enlarged", "right", "task"]
 
 BATCH = 100
 """Images run at once where the network allows it."""
@@ -61,39 +62,61 @@ def centre(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return images[:, :, top : top + side, left : left + side]
 
 
-def _mnist() -> Samples:
-    found = data.mnist()
-    return Samples(found.test_images, found.test_labels)
+def enlarged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Double the size of images by linear interpolation: (n, c, h, w) -> (n, c, 2 h, 2 w)."""
+    pixels = images.astype(np.float32)
+    for axis in (2, 3):
+        padding = [(1, 1) if number == axis else (0, 0) for number in range(4)]
+        before, here, after = (
+            np.take(np.pad(pixels, padding, "edge"), range(start, start + pixels.shape[axis]), axis)
+            for start in range(3)
+        )
+        halves = np.stack([0.75 * here + 0.25 * before, 0.75 * here + 0.25 * after], axis + 1)
+        shape = [size * (2 if number == axis else 1) for number, size in enumerate(pixels.shape)]
+        pixels = halves.reshape(shape)
+    return np.rint(pixels).astype(np.uint8)
 
 
-def _cifar10() -> Samples:
-    found = data.cifar10()
-    return Samples(found.test_images, found.test_labels)
+@dataclass(frozen=True)
+class Task:
+    """What a network is for.
+
+    Args:
+        images: Loads the data set.
+        seen: What the network is given of its images.
+    """
+
+    images: Callable[[], data.DataSet]
+    seen: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda images: images
+
+    def test(self) -> Samples:
+        """Return the labelled test images."""
+        found = self.images()
+        return Samples(self.seen(found.test_images), found.test_labels)
 
 
-def _cifar10_crops() -> Samples:
-    whole = _cifar10()
-    return Samples(centre(whole.images, 24), whole.labels)
-
-
-TASKS: dict[str, Callable[[], Samples]] = {
-    "song_mnist": _mnist,
-    "song_cifar": _cifar10_crops,
-    "cifar10_keras": _cifar10,
+TASKS: dict[str, Task] = {
+    "char36": Task(data.char36),
+    "cifar10_keras": Task(data.cifar10),
+    "resnet20_cifar": Task(data.cifar10),
+    "song_cifar": Task(data.cifar10, partial(centre, side=24)),
+    "song_mnist": Task(data.mnist),
+    "vgg16_cifar64": Task(data.cifar10, enlarged),
+    "vgg_cifar": Task(data.cifar10),
+    "vit_fashion": Task(data.fashion_mnist),
 }
-"""Test images by the network they are for."""
+"""Tasks by the network they are for."""
 
 
-def task(name: str) -> Samples:
-    """Return the test images of a network.
+def task(name: str) -> Task:
+    """Return the task of a network.
 
     Raises:
         UsageError: There is no such network.
-        FetchError: The data cannot be fetched.
     """
     if name not in TASKS:
         raise unknown_name("network", name, TASKS)
-    return TASKS[name]()
+    return TASKS[name]
 
 
 def right(model: Path, samples: Samples, *, threads: int = 1) -> NDArray[np.bool_]:
@@ -152,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads inside an operator (default 1)")
     options = parser.parse_args(arguments)
     try:
-        samples = task(options.name)
+        samples = task(options.name).test()
         after = right(options.model, samples, threads=options.threads)
         print(_line(options.model, after))
         if options.reference is not None:

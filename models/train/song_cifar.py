@@ -8,14 +8,14 @@ layers of 384, 192 and 10 units. It is trained on random crops, mirrored at rand
 
 import sys
 from collections import OrderedDict
-from pathlib import Path
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models import data
-from models.evaluate import Samples, centre
+from models.evaluate import centre
 from models.train import training
+from models.train.augment import mirrored_crop
 from models.train.training import RawConv2d, Recipe
 
 NAME = "song_cifar"
@@ -43,36 +43,13 @@ def network() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def crop(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Cut SIDE x SIDE out of every image at a random place, and mirror half of them.
-
-    Without a generator the centre is cut out.
-    """
-    room = images.shape[2] - SIDE
-    if generator is None:
-        return images[:, :, room // 2 : room // 2 + SIDE, room // 2 : room // 2 + SIDE]
-    top, left = torch.randint(room + 1, (2, len(images)), generator=generator)
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    places = torch.arange(SIDE)
-    rows = top[:, None] + places  # (n, SIDE)
-    columns = left[:, None] + torch.where(mirrored[:, None], places.flip(0), places)  # (n, SIDE)
-    one = torch.arange(len(images))[:, None, None]
-    return images.permute(0, 2, 3, 1)[one, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train, export, and write the samples that are committed beside the network."""
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
-    photos = data.cifar10()
-    test = Samples(centre(photos.test_images, SIDE), photos.test_labels)
-    trained = network()
-    folder: Path = options.output
     recipe = Recipe(options.epochs, peak_rate=1.5e-3, seed=options.seed, bfloat16=options.bfloat16)
-    log = folder / "train" / f"{NAME}.csv"
-    training.train(trained, photos.train_images, photos.train_labels, recipe, crop, log)
-    training.export(trained, folder / f"{NAME}.onnx", test.images.shape[1:])
-    training.write_samples(folder, NAME, centre(photos.train_images, SIDE), test, options.seed)
+    crop, middle = partial(mirrored_crop, side=SIDE), partial(centre, side=SIDE)
+    training.run(NAME, network(), data.cifar10(), recipe, options.output, crop, middle)
     return 0
 
 

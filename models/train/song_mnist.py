@@ -10,14 +10,12 @@ has 1,024 units between the latter; by default there are 384 here, so that the f
 
 import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models import data
-from models.evaluate import Samples
 from models.train import training
 from models.train.training import RawConv2d, Recipe
 
@@ -77,15 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="units of the first fully connected layer")
     options = parser.parse_args(arguments)
     training.begin(options.seed, options.threads)
-    digits = data.mnist()
-    test = Samples(digits.test_images, digits.test_labels)
-    trained = network(options.hidden)
     recipe = Recipe(options.epochs, seed=options.seed, bfloat16=options.bfloat16)
-    folder: Path = options.output
-    log = folder / "train" / f"{NAME}.csv"
-    training.train(trained, digits.train_images, digits.train_labels, recipe, distort, log)
-    training.export(trained, folder / f"{NAME}.onnx", test.images.shape[1:])
-    training.write_samples(folder, NAME, digits.train_images, test, options.seed)
+    training.run(NAME, network(options.hidden), data.mnist(), recipe, options.output, distort)
     return 0
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.data import DataSet
 from models.evaluate import Samples
 
 OPSET = 17
@@ -54,7 +55,9 @@ class Recipe:
         epochs: Passes over the training images.
         batch: Images in one step.
         peak_rate: Highest learning rate of a cycle that rises from nearly 0 and falls back.
-        weight_decay: Of AdamW.
+        weight_decay: Of the optimizer.
+        momentum: That of stochastic gradient descent (Nesterov's); without one AdamW is used.
+        label_smoothing: Share of the target that is spread over all classes.
         seed: Decides the first weights, the order, the distortions and the dropout.
         bfloat16: Multiply in bfloat16, which is faster on processors that have it. Weights and what is
             exported stay float32.
@@ -64,6 +67,8 @@ class Recipe:
     batch: int = 128
     peak_rate: float = 2e-3
     weight_decay: float = 1e-2
+    momentum: float | None = None
+    label_smoothing: float = 0.0
     seed: int = 0
     bfloat16: bool = False
 
@@ -85,7 +90,39 @@ class RawConv2d(nn.Conv2d):
 
     def forward(self, image: Tensor) -> Tensor:
         """Convolve raw pixels."""
-        return functional.conv2d(image, *self.folded(), padding=self.padding)
+        return functional.conv2d(image, *self.folded(), self.stride, self.padding)
+
+
+def run(
+    name: str,
+    network: nn.Sequential,
+    images: DataSet,
+    recipe: Recipe,
+    folder: Path,
+    augment: Augment = lambda images, _: images,
+    seen: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda images: images,
+) -> None:
+    """Train a network, and write it with its log, its calibration and its evaluation samples.
+
+    A network with BatchNormalization is written twice: folded as NAME.onnx, kept as NAME_bn.onnx.
+
+    Args:
+        name: Of the network.
+        network: Untrained; its weights must have been drawn after `begin`.
+        images: To train on, and to choose samples from.
+        recipe: How to train.
+        folder: Where to write.
+        augment: What the network sees of a batch of images in training.
+        seen: What the written network is given of images.
+    """
+    test = Samples(seen(images.test_images), images.test_labels)
+    train(
+        network, images.train_images, images.train_labels, recipe, augment, folder / "train" / f"{name}.csv"
+    )
+    export(network, folder / f"{name}.onnx", test.images.shape[1:])
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        export(network, folder / f"{name}_bn.onnx", test.images.shape[1:], keep_batchnorm=True)
+    write_samples(folder, name, seen(images.train_images), test, recipe.seed)
 
 
 def train(
@@ -112,8 +149,10 @@ def train(
     inputs, targets = torch.from_numpy(images), torch.from_numpy(labels)
     network.to(memory_format=torch.channels_last)  # a fifth faster
     n_steps = recipe.epochs * -(-len(seen) // recipe.batch)
-    optimizer = torch.optim.AdamW(network.parameters(), recipe.peak_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, n_steps, pct_start=RISE)
+    optimizer = _optimizer(network, recipe)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.peak_rate, n_steps, pct_start=RISE, cycle_momentum=recipe.momentum is None
+    )
     rows: list[tuple[float, ...]] = []
     start = time.perf_counter()
     for epoch in range(1, recipe.epochs + 1):
@@ -122,7 +161,11 @@ def train(
         for chosen in seen[torch.randperm(len(seen), generator=generator)].split(recipe.batch):
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
                 scores = network(augment(inputs[chosen].float(), generator)).float()
-            total_loss += _step(scores, targets[chosen], optimizer) * len(chosen)
+            loss = functional.cross_entropy(scores, targets[chosen], label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.item() * len(chosen)
             schedule.step()
             n_right += int((scores.argmax(1) == targets[chosen]).sum())
         held_out_accuracy = accuracy(network, augment(inputs[held_out].float(), None), targets[held_out])
@@ -134,13 +177,11 @@ def train(
         csv.writer(file, lineterminator="\n").writerows([ROWS, *rows])
 
 
-def _step(scores: Tensor, targets: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """Improve the network a little; return the mean cross entropy before."""
-    loss = functional.cross_entropy(scores, targets)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters, rate, decay = network.parameters(), recipe.peak_rate, recipe.weight_decay
+    if recipe.momentum is None:
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay)
+    return torch.optim.SGD(parameters, rate, recipe.momentum, nesterov=True, weight_decay=decay)
 
 
 def accuracy(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
@@ -151,23 +192,27 @@ def accuracy(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     return float((torch.cat(chosen) == targets).float().mean())
 
 
-def export(network: nn.Sequential, path: Path, image_shape: tuple[int, ...]) -> None:
+def export(
+    network: nn.Sequential, path: Path, image_shape: tuple[int, ...], *, keep_batchnorm: bool = False
+) -> None:
     """Write a network as ONNX: ``image`` (N, *image_shape) -> ``scores`` (N, classes), raw pixels.
 
-    BatchNormalization is folded into the convolution before it, as the exporter does by default.
+    BatchNormalization is folded into the convolution before it, unless it is to be kept.
     """
     network.eval()
     kept = {n: m for n, m in network.named_children() if not isinstance(m, nn.Dropout)}
     plain = nn.Sequential(OrderedDict((name, _plain(module)) for name, module in kept.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
+    mode = torch.onnx.TrainingMode
     torch.onnx.export(
-        plain.eval(),
+        plain.eval().to(memory_format=torch.contiguous_format),
         (torch.zeros(2, *image_shape),),
         path,
         input_names=["image"],
         output_names=["scores"],
         dynamic_axes={"image": {0: "N"}, "scores": {0: "N"}},
         opset_version=OPSET,
+        training=mode.PRESERVE if keep_batchnorm else mode.EVAL,  # of a network that evaluates: fold or not
         dynamo=False,  # the other exporter needs a further package
     )
     model = onnx.load(path)
@@ -212,7 +257,9 @@ def _plain(module: nn.Module) -> nn.Module:
     """Return a module as onnxruntime is to run it."""
     if not isinstance(module, RawConv2d):
         return module
-    plain = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, padding=module.padding)
+    plain = nn.Conv2d(
+        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding
+    )
     weight, bias = module.folded()
     plain.weight.data, plain.bias.data = weight.detach(), bias.detach()
     return plain
