@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import data
-from onnxdecomp.errors import ModelError, OnnxdecompError, UsageError, unknown_name
+from models.command import exit_code
+from onnxdecomp.errors import ModelError, UsageError, unknown_name
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.feeds import input_specs
 from onnxdecomp.runtime.session import read_proto
@@ -174,19 +175,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", metavar="ORIGINAL.onnx", type=Path, help="compare with this network")
     parser.add_argument("--threads", type=int, default=1, help="threads inside an operator (default 1)")
     options = parser.parse_args(arguments)
-    try:
-        samples = task(options.name).test()
-        after = right(options.model, samples, threads=options.threads)
-        print(_line(options.model, after))
-        if options.reference is not None:
-            before = right(options.reference, samples, threads=options.threads)
-            found = difference(before, after)
-            print(_line(options.reference, before))
-            print(f"difference: {100 * found.gain:+.2f} ± {100 * found.standard_error:.2f} percentage points")
-    except OnnxdecompError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> None:
+    samples = task(options.name).test()
+    after = right(options.model, samples, threads=options.threads)
+    print(_line(options.model, after))
+    if options.reference is not None:
+        before = right(options.reference, samples, threads=options.threads)
+        found = difference(before, after)
+        print(_line(options.reference, before))
+        print(f"difference: {100 * found.gain:+.2f} ± {100 * found.standard_error:.2f} percentage points")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
+from models.command import exit_code
 from models.pins import INPUT_SHAPES, PINS, Pin
 from onnxdecomp.errors import OnnxdecompError, unknown_name
 
@@ -202,13 +203,12 @@ def main(arguments: list[str] | None = None) -> int:
             shapes = INPUT_SHAPES[name].items()
             print(name, *(f"--shape {key}={'x'.join(map(str, shape))}" for key, shape in shapes))
         return 0
-    try:
-        for name in names() if options.all else options.names:
-            print(fetch(name))
-    except OnnxdecompError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _print_paths(names() if options.all else options.names))
+
+
+def _print_paths(wanted: Iterable[str]) -> None:
+    for name in wanted:
+        print(fetch(name))
 
 
 if __name__ == "__main__":

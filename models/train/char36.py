@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models import data
+from models.command import exit_code
 from models.train import training
 from models.train.training import RawConv2d, Recipe
 
@@ -52,14 +53,13 @@ def network() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, peak_rate=1e-3, seed=options.seed, bfloat16=options.bfloat16)
     training.run(NAME, network(), data.char36(), recipe, options.output)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -13,6 +13,7 @@ from functools import partial
 from torch import nn
 
 from models import data
+from models.command import exit_code
 from models.evaluate import centre
 from models.train import training
 from models.train.augment import mirrored_crop
@@ -43,15 +44,14 @@ def network() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, peak_rate=1.5e-3, seed=options.seed, bfloat16=options.bfloat16)
     crop, middle = partial(mirrored_crop, side=SIDE), partial(centre, side=SIDE)
     training.run(NAME, network(), data.cifar10(), recipe, options.output, crop, middle)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models import data
+from models.command import exit_code
 from models.train import training
 from models.train.training import RawConv2d, Recipe
 
@@ -69,7 +70,7 @@ def distort(images: Tensor, generator: torch.Generator | None) -> Tensor:
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the default network."""
     parser = training.options(NAME, EPOCHS)
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="units of the first fully connected layer")
@@ -77,8 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, seed=options.seed, bfloat16=options.bfloat16)
     training.run(NAME, network(options.hidden), data.mnist(), recipe, options.output, distort)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

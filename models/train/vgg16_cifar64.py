@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from models import data
+from models.command import exit_code
 from models.evaluate import enlarged
 from models.fetch import cache_folder, fetch
 from models.pins import PINS
@@ -96,7 +97,7 @@ def features(images: NDArray[np.uint8], network: nn.Sequential, *, bfloat16: boo
     return np.concatenate(parts)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Train the head, and export it with the convolutions."""
     parser = training.options(NAME, EPOCHS)
     parser.set_defaults(output=cache_folder() / "reference")
@@ -118,8 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     training.train(trained, seen, photos.train_labels, recipe, lambda batch, _: batch, log)
     whole = nn.Sequential(OrderedDict(base=convolutions, head=trained))
     training.export(whole, options.output / f"{NAME}.onnx", (3, 64, 64))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from torch import nn
 
 from models import data
+from models.command import exit_code
 from models.train import training
 from models.train.augment import padded_crop
 from models.train.training import RawConv2d, Recipe
@@ -43,7 +44,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
@@ -57,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         bfloat16=options.bfloat16,
     )
     training.run(NAME, network(), data.cifar10(), recipe, options.output, padded_crop)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

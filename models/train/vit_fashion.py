@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import data
+from models.command import exit_code
 from models.train import training
 from models.train.augment import padded_crop
 from models.train.training import RawConv2d, Recipe
@@ -96,14 +97,13 @@ def network() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, weight_decay=0.05, seed=options.seed, bfloat16=options.bfloat16)
     training.run(NAME, network(), data.fashion_mnist(), recipe, options.output, padded_crop)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from models import evaluate
-from models.evaluate import Difference, Samples, centre, difference, main, right, task
+from models.data import DataSet
+from models.evaluate import Difference, Samples, Task, centre, difference, enlarged, main, right, task
 from onnxdecomp.errors import ModelError, UsageError
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -99,6 +100,11 @@ def test_the_centre_of_an_image_is_cut_out():
     np.testing.assert_array_equal(centre(image, 2), [[[[14, 15], [20, 21]]]])
 
 
+def test_doubling_the_size_keeps_flat_areas_and_lies_between_neighbours_elsewhere():
+    image = np.array([[[[0, 0, 200], [0, 0, 200]]]], np.uint8)
+    np.testing.assert_array_equal(enlarged(image)[0, 0], [[0, 0, 0, 50, 150, 200]] * 4)
+
+
 def test_an_unknown_network_gets_a_suggestion():
     with pytest.raises(UsageError, match="did you mean 'song_mnist'"):
         task("song_minst")
@@ -106,7 +112,9 @@ def test_an_unknown_network_gets_a_suggestion():
 
 @pytest.fixture
 def tiny_task(monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.TASKS, "tiny", lambda: pixels(100))
+    shown = pixels(100)
+    images = DataSet(shown.images[:0], shown.labels[:0], shown.images, shown.labels)
+    monkeypatch.setitem(evaluate.TASKS, "tiny", Task(lambda: images))
 
 
 def test_the_command_line_prints_accuracies_and_the_difference(tiny_task, tmp_path, capsys):
