@@ -10,7 +10,6 @@ what was fetched.
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from tempfile import TemporaryDirectory
 from models.command import exit_code
 from models.pins import INPUT_SHAPES, PINS, Pin
 from onnxdecomp.errors import OnnxdecompError, unknown_name
+from onnxdecomp.runtime.cache import cache_folder
 
 __all__ = [
     "INPUT_SHAPES",
@@ -50,20 +50,6 @@ class FetchError(OnnxdecompError):
 def names() -> list[str]:
     """Return the names of the models: those of `INPUT_SHAPES`."""
     return sorted(INPUT_SHAPES)
-
-
-def cache_folder() -> Path:
-    """Return where fetched files are kept; it may not exist yet."""
-    chosen = os.environ.get("ONNXDECOMP_CACHE")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "onnxdecomp"
 
 
 def fetch(name: str) -> Path:

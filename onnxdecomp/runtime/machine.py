@@ -26,7 +26,7 @@ def environment(threads: int) -> dict[str, object]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count() or 1,
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "instruction_set": instruction_set(),
         "channel_block": channel_block(),
         "os": f"{platform.system()} {platform.release()}",
@@ -35,6 +35,26 @@ def environment(threads: int) -> dict[str, object]:
         **{package: _version(package) for package in PACKAGES},
         "threads": threads,
     }
+
+
+def fingerprint() -> dict[str, str]:
+    """Return what a stored value depends on beside its inputs: processor and versions, ready for JSON.
+
+    Latencies depend on onnxruntime, the numbers of an analysis on numpy and scipy, both on the processor.
+    """
+    return {
+        "cpu": _cpu_name(),
+        "instruction_set": instruction_set(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **{package: _version(package) for package in ("numpy", "scipy", "onnxruntime", "onnxdecomp")},
+    }
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def channel_block() -> int:
@@ -79,12 +99,6 @@ def _cpu_name() -> str:
         if found:
             return found.group(1).strip()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str:
