@@ -63,6 +63,24 @@ class LayerGroup:
             return shift
         return np.asarray(site.bias_constant.array(self._model), np.float64) * scale + shift  # (O,)
 
+    def known_bias(self) -> FloatArray | None:
+        """Return what all sites add to every output, ``(O,)`` in float64; None when that cannot be changed.
+
+        That is so for a MatMul, which has no bias, for a bias that is computed or not one per channel, and
+        for sites that share the weight but not the bias.
+        """
+        site, n_channels = self.sites[0], self.layer.out_channels
+        if self.layer.op_type == "MatMul":
+            return None
+        if site.tail:
+            return self.bias()
+        if all(other.bias is None for other in self.sites):
+            return np.zeros(n_channels)
+        if len(self.sites) > 1 or site.bias_constant is None:
+            return None
+        bias = np.asarray(site.bias_constant.array(self._model), np.float64).reshape(-1)
+        return np.broadcast_to(bias, n_channels) * site.beta if bias.size in (1, n_channels) else None
+
 
 @dataclass
 class Found:
@@ -145,15 +163,22 @@ def _uses(lens: Lens, tensor: gs.Tensor) -> Iterator[gs.Node | None]:
 
 
 def _with_tail(lens: Lens, sites: list[Site]) -> tuple[Site, ...]:
-    """Add the nodes that can be folded; a weight that several sites share stays as it is."""
+    """Add the bias where it is constant, and the nodes that can be folded.
+
+    A weight that several sites share stays as it is.
+    """
+    sites = [_with_bias(lens, site) for site in sites]
     site = sites[0]
     if len(sites) > 1 or site.layer.op_type not in ("Conv", "ConvTranspose"):
         return tuple(sites)
     tail = find_tail(lens, site.place, site.layer.out_channels, site.layer.geometry.n_axes)
-    if tail is None or site.bias is None:
-        return (replace(site, tail=tail),)
-    bias = trace(lens, site.bias, site.place.scope)
-    return (site,) if isinstance(bias, str) else (replace(site, tail=tail, bias_constant=bias),)
+    foldable = site.bias is None or site.bias_constant is not None
+    return (replace(site, tail=tail if foldable else None),)
+
+
+def _with_bias(lens: Lens, site: Site) -> Site:
+    bias = trace(lens, site.bias, site.place.scope) if site.bias is not None else ""
+    return site if isinstance(bias, str) else replace(site, bias_constant=bias)
 
 
 def _in_functions(proto: onnx.ModelProto) -> list[Refusal]:

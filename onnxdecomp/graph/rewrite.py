@@ -21,7 +21,7 @@ from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import opset
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.graph.weights import Constant
-from onnxdecomp.methods.base import Chain
+from onnxdecomp.methods.base import Chain, FloatArray
 
 _IR_WITHOUT_HIDDEN_CONSTANTS = 3
 """Up to this IR version an initializer has to be an input of the graph too."""
@@ -61,8 +61,14 @@ class Rewriter:
         self._node_prefixes = set(self._weight_prefixes)
         self._edits: dict[str, _Edits] = {}
 
-    def replace(self, group: LayerGroup, chain: Chain) -> None:
-        """Write the numbers of a chain once and its nodes at each site of the group."""
+    def replace(self, group: LayerGroup, chain: Chain, bias: FloatArray | None = None) -> None:
+        """Write the numbers of a chain once and its nodes at each site of the group.
+
+        Args:
+            group: The sites.
+            chain: What replaces them.
+            bias: ``(O,)`` in place of what the sites add to every output; None keeps that.
+        """
         source = group.sites[0].weight
         home = "" if self._old_ir else source.scope.prefix
         prefix = _fresh(source.origin.name, self._weight_prefixes) + _MARK
@@ -74,11 +80,13 @@ class Rewriter:
         if group.layer.op_type == "Gemm" and self._opset < _OPSET_WITH_OPTIONAL_C:
             zero = f"{prefix}zero"
             self._add(home, zero, np.zeros(1), group.dtype)
-        bias = group.bias()
+        if bias is None:
+            bias = group.bias()
+        bias_name = None
         if bias is not None:
-            self._add(home, f"{prefix}bias", bias, group.dtype)
+            bias_name = f"{prefix}bias"
+            self._add(home, bias_name, bias, group.dtype)
         for site in group.sites:
-            bias_name = f"{prefix}bias" if bias is not None else None
             self._replace_site(site, chain, tuple(names), bias_name, zero)
 
     def finish(self) -> onnx.ModelProto:
@@ -103,9 +111,12 @@ class Rewriter:
     ) -> None:
         original = site.place.proto
         name = _fresh(original.name or original.output[0], self._node_prefixes)
+        beta = 1.0 if bias else site.beta
         if bias is None and site.bias is not None:
             bias = site.bias.name
-        wiring = Wiring(site.data, site.output, weights, bias or zero, name, site.trans_a, site.beta)
+        elif site.bias_constant:
+            self._may_drop(site.bias_constant)
+        wiring = Wiring(site.data, site.output, weights, bias or zero, name, site.trans_a, beta)
         nodes = chain_nodes(chain.layer, chain.specs, wiring)
         for node in nodes:
             if original.domain:
@@ -150,8 +161,6 @@ def _constants(site: Site) -> Iterator[Constant]:
     """Yield the constants that a replaced site no longer uses."""
     yield site.weight
     if site.tail:
-        if site.bias_constant:
-            yield site.bias_constant
         for fold in site.tail.folds:
             yield from fold.constants
 

@@ -50,7 +50,7 @@ class Site:
         beta: Factor of the bias (Gemm).
         trans_a: The data input of a Gemm is transposed.
         tail: Nodes behind it that can be folded into it, or None.
-        bias_constant: The bias, when there is one and it is folded with the tail.
+        bias_constant: The bias, when there is one and it is constant.
     """
 
     layer: Layer
