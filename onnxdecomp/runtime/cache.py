@@ -79,7 +79,7 @@ class Cache:
         machine: What every value depends on beside its key; `fingerprint` when None.
 
     Attributes:
-        problem: A sentence on why values cannot be kept; empty while they can.
+        problem: A sentence on why a value could not be kept; empty while all could.
     """
 
     def __init__(self, folder: Path | None, machine: Mapping[str, object] | None = None) -> None:
@@ -173,7 +173,7 @@ class Cache:
         return value
 
     def _write(self, path: Path | None, write: Callable[[IO[bytes]], object]) -> None:
-        if path is None or self.problem:
+        if path is None:
             return
         fresh = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")
         try:
@@ -182,7 +182,9 @@ class Cache:
                 write(file)
             fresh.replace(path)
         except OSError as error:
-            self.problem = f"Nothing is kept in the cache folder '{self.folder}': {error.strerror or error}."
+            self.problem = (
+                f"Not all could be kept in the cache folder '{self.folder}': {error.strerror or error}."
+            )
         finally:
             _remove(fresh)
 

@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem_and_no_error(tmp_path):
     put_both(cache)
     cache.prune(0)
     assert get_both(cache) == (None, None)
-    assert "Nothing is kept in the cache folder" in cache.problem
+    assert "Not all could be kept in the cache folder" in cache.problem
 
 
 def test_a_failed_write_leaves_the_old_value_and_no_rubbish(cache, monkeypatch):
