@@ -14,8 +14,8 @@ class Moments:
 
     A patch of group g has the ``D = I/G * prod(K)`` values that one output of the group is a weighted sum
     of, in the order of a weight ``(O, I/G, *K)`` without its first axis; zeros of the padding are among
-    them. For Gemm and MatMul a patch is a row of the input. A transposed convolution lays its kernel on
-    single positions: its moments are those of the channels, the same at every place of the kernel.
+    them. For Gemm and MatMul a patch is a row of the input. One output of a transposed convolution meets
+    an input only at some taps of the kernel: the others see zeros.
 
     Args:
         n_patches: How many patches were seen.
@@ -31,3 +31,28 @@ class Moments:
     def covariance(self) -> Moment:
         """``(G, D, D)`` mean of ``(x - mean) (x - mean)^T``."""
         return self.second - self.mean[:, :, np.newaxis] * self.mean[:, np.newaxis, :]  # (G, D, D)
+
+
+@dataclass(frozen=True)
+class PairMoments:
+    """Joint moments of what a layer of the original puts out and what the last step that replaces it meets.
+
+    Both are seen on the same samples at the same places: the output in the original model, the input in the
+    rewritten one, where the layers before it may have been replaced too. With the row ``a`` of a last step
+    ``(O, D)``, ``a z + b`` is to come as close to ``y`` as it can.
+
+    Args:
+        n_patches: How many places were seen.
+        mean_y: ``(O,)`` mean output, the bias included if the layer has one.
+        mean_z: ``(G, D)`` mean patch of the last step, G being the groups of that step.
+        second_zz: ``(G, D, D)`` mean of ``z z^T``, not centred; symmetric.
+        cross_yz: ``(O, D)`` mean of ``y z``, not centred; each output with the patch of its own group.
+        energy_y: ``(O,)`` mean of ``y^2``, not centred.
+    """
+
+    n_patches: int
+    mean_y: Moment
+    mean_z: Moment
+    second_zz: Moment
+    cross_yz: Moment
+    energy_y: Moment

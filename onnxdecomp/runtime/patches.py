@@ -1,0 +1,203 @@
+"""What a kernel meets at some places of a tensor, and sums over it: numpy alone.
+
+A *place* is one output position of a layer: sample and spatial position of a convolution, a row of a matrix
+product. A *patch* is what that output is a weighted sum of, in the order of a weight ``(O, I/G, *K)``, so
+that ``weight.reshape(O, D) @ patch`` is the output without bias. Only the places asked for are read: the
+matrix of all patches, which is as many times larger than the tensor as the kernel has taps, is never made.
+
+A transposed convolution is read from its outputs too: a tap that no input meets sees a zero.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxdecomp.layer import StepSpec
+from onnxdecomp.methods.base import FloatArray
+from onnxdecomp.runtime.session import Array
+from onnxdecomp.weights.moments import Moment, Moments, PairMoments
+
+Numbers = NDArray[np.intp]
+Places = tuple[Numbers, ...]
+"""Index arrays of equal length: sample and spatial position, or the leading axes of a matrix product."""
+
+CHUNK_ROWS = 2048
+"""Patches that are copied out of a tensor at once."""
+
+HELD_ROWS = 512
+"""Patches that are held back for a product of matrices that is worth its sum into the large accumulator."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a layer or a step reads its data tensor and writes its output.
+
+    Args:
+        spec: Weight shape and geometry.
+        columns: For a matrix: the patches are the columns of the tensor, not its rows.
+    """
+
+    spec: StepSpec
+    columns: bool = False
+
+    def shape(self, data: Array) -> tuple[int, ...]:
+        """Return how many places there are along each of their axes."""
+        geometry = self.spec.geometry
+        if geometry.n_axes:
+            return (len(data), *geometry.out_shape(data.shape[2:], self.spec.weight_shape[2:]))
+        return self._rows(data).shape[:-1]
+
+    def patches(self, data: Array, places: Places) -> FloatArray:
+        """Return the patches ``(n, G, D)`` at `places`, in float32 (float64 if the data is)."""
+        if not self.spec.geometry.n_axes:
+            return _as_float(self._rows(data)[places])[:, np.newaxis]
+        kernel, group = self.spec.weight_shape[2:], self.spec.geometry.group
+        n, ones = len(places[0]), (1,) * len(kernel)
+        index: tuple[Any, ...] = (places[0].reshape(n, *ones), slice(None))
+        inside = np.ones((n, *ones), bool)
+        for axis, k in enumerate(kernel):
+            at, meets = self._taps(axis, places[axis + 1], data.shape[axis + 2])  # (n, k)
+            along = (n, *ones[:axis], k, *ones[axis + 1 :])
+            index = (*index, at.reshape(along))
+            inside = inside & meets.reshape(along)  # (n, *K)
+        picked = _as_float(data[index])  # (n, *K, I)
+        picked[~np.broadcast_to(inside, picked.shape[:-1])] = 0
+        return np.moveaxis(picked, -1, 1).reshape(n, group, -1)  # (n, G, I/G K)
+
+    def outputs(self, output: Array, places: Places) -> FloatArray:
+        """Return the outputs ``(n, O)`` at `places`, in float32 (float64 if the output is)."""
+        index: tuple[Any, ...] = (places[0], slice(None), *places[1:])
+        return _as_float(output[index] if self.spec.geometry.n_axes else self._rows(output)[places])
+
+    def _rows(self, data: Array) -> Array:
+        if data.ndim == 1:
+            return data[np.newaxis]  # a vector is one row, and one column
+        return data.swapaxes(-1, -2) if self.columns else data
+
+    def _taps(self, axis: int, places: Numbers, size: int) -> tuple[Numbers, NDArray[np.bool_]]:
+        """Return which of `size` samples each tap meets at each place, and whether there is one.
+
+        Source: ONNX operators Conv and ConvTranspose.
+        """
+        geometry, k = self.spec.geometry, self.spec.weight_shape[axis + 2]
+        stride, dilation = geometry.strides[axis], geometry.dilations[axis]
+        reach = np.arange(k) * dilation
+        if geometry.transposed:
+            steps = places[:, np.newaxis] + geometry.pads_begin[axis] - reach  # (n, k)
+            at, meets = steps // stride, steps % stride == 0
+        else:
+            at = places[:, np.newaxis] * stride - self._pad_begin(axis, size) + reach  # (n, k)
+            meets = np.ones(at.shape, bool)
+        return np.asarray(np.clip(at, 0, size - 1)), meets & (at >= 0) & (at < size)
+
+    def _pad_begin(self, axis: int, size: int) -> int:
+        """Return the zeros before an axis; SAME_UPPER puts the odd one behind, SAME_LOWER before."""
+        geometry = self.spec.geometry
+        if geometry.auto_pad == "NOTSET":
+            return geometry.pads_begin[axis]
+        stride = geometry.strides[axis]
+        span = (self.spec.weight_shape[axis + 2] - 1) * geometry.dilations[axis] + 1
+        total = max(0, (-(-size // stride) - 1) * stride + span - size)
+        return total // 2 if geometry.auto_pad == "SAME_UPPER" else total - total // 2
+
+
+class PlaceSampler:
+    """Draws places at one rate from all tensors of a layer, whatever other layers are sampled.
+
+    Args:
+        seed: Seed of the run.
+        key: Key of the layer.
+        n_wanted: Places wanted over all feeds.
+        first_share: Share of the samples that the first feed holds; it sets the rate.
+    """
+
+    def __init__(self, seed: int, key: str, n_wanted: int, first_share: float) -> None:
+        self._rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        self._wanted = n_wanted * first_share
+        self._rate: float | None = None
+
+    def draw(self, counts: Sequence[int]) -> list[Numbers]:
+        """Return the numbers of the places drawn out of each count, rising; all where they are few."""
+        if self._rate is None:
+            self._rate = min(1.0, self._wanted / max(1, sum(counts)))
+        rate = self._rate
+        return [self._choose(count, ceil(rate * count)) for count in counts]
+
+    def _choose(self, count: int, n: int) -> Numbers:
+        if n >= count:
+            return np.arange(count)
+        return np.sort(self._rng.choice(count, n, replace=False, shuffle=False))
+
+
+class PatchSums:
+    """Sums over patches z and, where given, the outputs y that belong to them.
+
+    Args:
+        group: Number of groups G.
+        size: Values D of a patch of one group.
+        n_outputs: Number of outputs O; 0 when only patches are summed.
+    """
+
+    def __init__(self, group: int, size: int, n_outputs: int = 0) -> None:
+        self._n = 0
+        self._z: Moment = np.zeros((group, size))
+        self._zz: Moment = np.zeros((group, size, size))
+        self._y: Moment = np.zeros((group, n_outputs // group))
+        self._yy: Moment = np.zeros((group, n_outputs // group))
+        self._yz: Moment = np.zeros((group, n_outputs // group, size))
+        self._held: list[tuple[FloatArray, FloatArray]] = []
+
+    def add(self, patches: FloatArray, outputs: FloatArray | None = None) -> None:
+        """Add patches ``(n, G, D)`` and their outputs ``(n, O)``."""
+        y = np.empty((len(patches), 0), patches.dtype) if outputs is None else outputs
+        self._held.append((patches, y.reshape(len(patches), *self._y.shape)))
+        if sum(len(z) for z, _ in self._held) >= HELD_ROWS:
+            self._sum_up()
+
+    def moments(self) -> Moments | None:
+        """Return the means over all patches; None without any, or with values that are not finite.
+
+        The sums are used up.
+        """
+        if not self._divide():
+            return None
+        return Moments(self._n, self._z, self._zz)
+
+    def pair_moments(self) -> PairMoments | None:
+        """Return the means over all patches and outputs; None as in `moments`. The sums are used up."""
+        if not self._divide() or not (np.isfinite(self._yz).all() and np.isfinite(self._yy).all()):
+            return None
+        cross = self._yz.reshape(-1, self._yz.shape[-1])  # (O, D)
+        return PairMoments(self._n, self._y.reshape(-1), self._z, self._zz, cross, self._yy.reshape(-1))
+
+    def _sum_up(self) -> None:
+        z = np.concatenate([z for z, _ in self._held])  # (n, G, D)
+        y = np.concatenate([y for _, y in self._held])  # (n, G, O/G)
+        self._held.clear()
+        by_group = z.swapaxes(0, 1)  # (G, n, D)
+        with np.errstate(over="ignore", invalid="ignore"):  # such layers are told apart at the end
+            self._n += len(z)
+            self._z += z.sum(axis=0, dtype=np.float64)
+            self._zz += by_group.swapaxes(1, 2) @ by_group  # (G, D, D)
+            self._y += y.sum(axis=0, dtype=np.float64)
+            self._yy += np.square(y, dtype=np.float64).sum(axis=0)
+            self._yz += y.transpose(1, 2, 0) @ by_group  # (G, O/G, D)
+
+    def _divide(self) -> bool:
+        if self._held:
+            self._sum_up()
+        if not self._n:
+            return False
+        for total in (self._z, self._zz, self._y, self._yy, self._yz):
+            total /= self._n
+        return bool(np.isfinite(self._z).all() and np.isfinite(self._zz).all())
+
+
+def _as_float(values: Array) -> FloatArray:
+    """Return a copy in float64 if that is the type of the values, else in float32."""
+    return np.array(values, np.float64 if values.dtype == np.float64 else np.float32)
