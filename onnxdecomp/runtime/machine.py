@@ -70,6 +70,16 @@ def instruction_set() -> str:
     return next((name for name in known if features.get(name)), "baseline")
 
 
+def int8_saturates() -> bool:
+    """Return whether sums of 8-bit products may overflow: x86 without VNNI holds them in 16 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    info = Path("/proc/cpuinfo")
+    flags = re.search(r"^flags\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    listed = flags.group(1).split() if flags else ()
+    return not ("avx_vnni" in listed or "avx512_vnni" in listed or _cpu_features().get("AVX512VNNI"))
+
+
 def peak_memory_bytes() -> int:
     """Return the largest resident memory this process has had so far.
 
