@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 
 from onnxdecomp.graph.walk import NodePlace, walk
 from onnxdecomp.runtime.session import Feeds, Model, open_session, read_proto, run
@@ -25,8 +26,9 @@ Event = dict[str, Any]
 KERNEL_SUFFIX = "_kernel_time"
 """How the profiler marks the event of a node that ran."""
 
-BLOCKED_NAME = re.compile(r"(?P<tensor>.*?)(?P<normalization>_bn)?_nchwc.*")
-"""Name of a node in its blocked form: its output, and a mark if it was a BatchNormalization."""
+BLOCKED_NAME = re.compile(r"(?:InsertedPrecisionFreeCast_)?(?P<tensor>.*?)(?P<normalization>_bn)?_nchwc.*")
+"""Name of a node in its blocked form: its output, and a mark if it was a BatchNormalization. In a model of
+float16, which is computed in float32, there is a mark before it."""
 
 MAX_FUSED_NODES = 4
 """How many nodes before the last a fused node may have swallowed: Conv, BatchNormalization, Add, Relu."""
@@ -72,12 +74,12 @@ def observe(model: Model, feeds: Feeds, threads: int = 1) -> dict[str, NodeRun]:
     Raises:
         ModelError: onnxruntime cannot load or run the model.
     """
-    proto, places = _numbered(model)
+    proto, places = numbered(model)
     runs = _profile(model, proto, feeds, threads, 1, optimize=False)
     constants = _constants(places, proto.graph)
     events: dict[int, list[Event]] = defaultdict(list)
     for event in runs[0]:
-        number = _number(_name(event))
+        number = _number(event_name(event))
         if number is not None:
             events[number].append(event)
     return {
@@ -102,8 +104,8 @@ def node_times(model: Model, feeds: Feeds, threads: int = 1, runs: int = 10) -> 
     Raises:
         ModelError: onnxruntime cannot load or run the model.
     """
-    proto, places = _numbered(model)
-    names = _FusedNames(places)
+    proto, places = numbered(model)
+    names = FusedNames(places)
     per_run = []
     for events in _profile(model, proto, feeds, threads, runs + 1, optimize=True)[1:]:
         spent: dict[str, float] = defaultdict(float)
@@ -118,7 +120,7 @@ def node_times(model: Model, feeds: Feeds, threads: int = 1, runs: int = 10) -> 
     return {key: max(0.0, median(spent.get(key, 0.0) for spent in per_run)) for key in keys}
 
 
-def _numbered(model: Model) -> tuple[onnx.ModelProto, list[NodePlace]]:
+def numbered(model: Model) -> tuple[onnx.ModelProto, list[NodePlace]]:
     """Return a copy whose nodes are named ``<0>``, ``<1>`` ... and the nodes in that order."""
     proto = read_proto(model)
     if proto is model:
@@ -135,7 +137,8 @@ def _number(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _name(event: Event) -> str:
+def event_name(event: Event) -> str:
+    """Return the name of the node that ran, as it stands in the optimized model."""
     return str(event["name"]).removesuffix(KERNEL_SUFFIX)
 
 
@@ -155,8 +158,13 @@ def _profile(
         )
         for _ in range(runs):
             run(session, feeds)
-        with Path(session.end_profiling()).open(encoding="utf-8") as file:
-            return list(_by_run(json.load(file)))
+        return read_profile(session)
+
+
+def read_profile(session: ort.InferenceSession) -> list[list[Event]]:
+    """End the profiling of a session and return the events of nodes, run by run."""
+    with Path(session.end_profiling()).open(encoding="utf-8") as file:
+        return list(_by_run(json.load(file)))
 
 
 def _by_run(events: list[Event]) -> Iterator[list[Event]]:
@@ -214,8 +222,12 @@ def _owner(scope: str) -> str:
     return scope.rpartition(".")[0]
 
 
-class _FusedNames:
-    """Which node of the model an event of the optimized model stands for."""
+class FusedNames:
+    """Which node of the model an event of the optimized model stands for.
+
+    Args:
+        places: The nodes of a `numbered` model.
+    """
 
     def __init__(self, places: list[NodePlace]) -> None:
         self._places = places
@@ -228,12 +240,14 @@ class _FusedNames:
         self._owners = {place.key: _owner(place.scope) for place in places}
 
     def key(self, event: Event) -> str:
-        name = _name(event)
+        """Return the key of the node that a fused node began with; "" for what no node stands behind."""
+        name = event_name(event)
         if name not in self._keys:
             self._keys[name] = self._find(name, event)
         return self._keys[name]
 
     def owner(self, event: Event) -> str:
+        """Return the key of the node whose body the node stands in; "" for the main graph."""
         return self._owners.get(self.key(event), "")
 
     def _find(self, name: str, event: Event) -> str:

@@ -47,6 +47,7 @@ def open_session(
     threads: int = 1,
     folder: Path | None = None,
     profile_prefix: Path | None = None,
+    optimized_path: Path | None = None,
     spinning: bool = False,
     prepacking: bool = True,
 ) -> ort.InferenceSession:
@@ -58,6 +59,8 @@ def open_session(
         threads: Threads inside an operator. Operators run one after another.
         folder: Where the external data of a model in memory lies.
         profile_prefix: Start of the file name onnxruntime writes its profile to; None for no profile.
+        optimized_path: File that onnxruntime writes the model to as its optimizations left it, with its
+            weights beside it; None for no such file.
         spinning: Let idle threads burn time in wait for the next operator. It gains a little in a program
             that runs one model, but several sessions in one process then steal each other's processors.
         prepacking: Let operators bring constant weights into their own order when the model is loaded. The
@@ -81,6 +84,11 @@ def open_session(
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+        entry = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{entry}_file_name", f"{optimized_path.name}.data")
+        options.add_session_config_entry(f"{entry}_min_size_in_bytes", "1024")
     source = _source(model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
