@@ -4,8 +4,9 @@ The tensors that layers read become outputs of a copy of the model, and each bat
 next one runs: no activation outlives its batch.
 
 Memory: the sums of a layer take ``8 G D^2`` bytes, D being the values of one patch, and a product that is
-half as large comes on top while it is added. The sums of the layers of one pass stay below a limit; beside
-them stand the activations of one batch and at most a few thousand patches of each layer.
+half as large comes on top while it is added. The sums of the layers of one pass stay below a limit, the
+tensors of one batch below an eighth of it (unless a single sample has more), and at most a few hundred
+patches of each layer are held. What onnxruntime itself takes to run a batch comes on top.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +18,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.layer import Layer, StepSpec
-from onnxdecomp.runtime.patches import CHUNK_ROWS, Numbers, PatchSums, PlaceSampler, Reader
+from onnxdecomp.runtime.outputs import open_outputs
+from onnxdecomp.runtime.patches import PatchSums, PlaceSampler, Reader
 from onnxdecomp.runtime.samples import batches
-from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto, run
+from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
 from onnxdecomp.weights.moments import Moments, PairMoments
 
-BATCH = 16
-"""Samples run at once where the model allows it: the tensors of many layers are alive together."""
+MAX_BATCH = 32
+"""Samples run at once where memory and the model allow it."""
+
+ACTIVATION_SHARE = 8
+"""The tensors gathered from one batch take at most one part in so many of the limit of the sums."""
 
 MIN_ROWS, MAX_ROWS, ROWS_PER_VALUE = 4096, 24_000, 8
 """Patches looked at: this many per value of a patch, within these bounds."""
@@ -42,13 +48,12 @@ def gather_moments(
     threads: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
-    batch: int = BATCH,
 ) -> dict[str, Moments]:
     """Return the moments of the patches that layers meet on samples, by key of the layer.
 
     Up to ``clip(8 D, 4096, 24000)`` patches of a layer are looked at, drawn evenly over samples and
-    positions; a weight that several nodes share sees those of all of them. What is drawn depends on the seed,
-    the layer and the batches, not on the other layers.
+    positions; a weight that several nodes share sees those of all of them. What is drawn depends on the seed
+    and the layer, not on the other layers, nor on how many samples run at once.
 
     All results together take ``8 G D^2`` bytes a layer; `stream_moments` hands them out pass by pass.
 
@@ -59,7 +64,6 @@ def gather_moments(
         threads: Threads inside an operator.
         seed: Seed of the positions drawn.
         max_bytes: Limit of the sums of one pass; the samples are run as often as that takes.
-        batch: Samples run at once where the model allows it.
 
     Returns:
         A `Moments` per layer, but for layers in bodies of other nodes, layers whose sums alone would take
@@ -69,9 +73,7 @@ def gather_moments(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot load the model or run it on the samples.
     """
-    return dict(
-        stream_moments(model, groups, samples, threads=threads, seed=seed, max_bytes=max_bytes, batch=batch)
-    )
+    return dict(stream_moments(model, groups, samples, threads=threads, seed=seed, max_bytes=max_bytes))
 
 
 def stream_moments(
@@ -82,16 +84,23 @@ def stream_moments(
     threads: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
-    batch: int = BATCH,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `gather_moments` returns, layer by layer; the sums of one pass are kept until the next.
 
     Args, Raises: As `gather_moments`.
     """
-    feeds = list(batches(samples, read_proto(model), batch))
+    proto = read_proto(model)
     for members in _passes(groups, max_bytes):
-        gathering = [_Gathering.of(group, seed, _first_share(feeds)) for group in members]
-        _gather(model, gathering, feeds, threads)
+        names = [site.data for group in members for site in _main_sites(group)]
+        session = open_outputs(model, names, threads=threads)
+        feeds = _sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
+        n_samples = sum(_n_samples(feed, samples) for feed in feeds)
+        gathering = [_Gathering.of(group, seed, n_samples) for group in members]
+        for feed in feeds:
+            tensors = run(session, feed)
+            for one in gathering:
+                one.add(tensors, _n_samples(feed, samples))
+        del session, tensors
         while gathering:
             one = gathering.pop(0)
             moments = one.sums.moments()
@@ -110,7 +119,6 @@ def pair_moments(
     threads: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
-    batch: int = BATCH,
 ) -> PairMoments | None:
     """Run two models on the same samples and return the joint moments of a layer and its last step.
 
@@ -129,7 +137,6 @@ def pair_moments(
         threads: Threads inside an operator.
         seed: Seed of the places drawn.
         max_bytes: The sums may take half of it.
-        batch: Samples run at once where the models allow it.
 
     Returns:
         The moments; None when the sums would take more memory or a value is not finite.
@@ -141,47 +148,20 @@ def pair_moments(
     n_outputs, group, size = step.weight_shape[0], step.geometry.group, _patch_size(step)
     if 8 * size * (group * size + n_outputs) > max_bytes // 2:
         return None
-    proto = read_proto(original)
-    feeds = list(batches(samples, proto, batch))
     folder = original.parent if isinstance(original, Path) else None
-    before = _open(original, [y for y, _ in tensors], threads)
-    after = _open(rewritten, [z for _, z in tensors], threads, folder)
+    before = open_outputs(original, [y for y, _ in tensors], threads=threads)
+    after = open_outputs(rewritten, [z for _, z in tensors], threads=threads, folder=folder)
+    feeds = _sized_feeds([before, after], samples, read_proto(original), max_bytes // ACTIVATION_SHARE)
+    total = sum(_n_samples(feed, samples) for feed in feeds)
+    samplers = _samplers(layer, len(tensors), size, seed, total)
     reader = Reader(step, columns=layer.weight_on_left)
     sums = PatchSums(group, size, n_outputs)
-    sampler = PlaceSampler(seed, layer.key, _n_wanted(size), _first_share(feeds))
     for feed in feeds:
-        originals, inputs = run(before, feed), run(after, feed)
-        counts = [prod(reader.shape(inputs[z])) for _, z in tensors]
-        for (y, z), numbers in zip(tensors, sampler.draw(counts), strict=True):
-            for chunk in _chunks(numbers):
-                places = np.unravel_index(chunk, reader.shape(inputs[z]))
-                sums.add(reader.patches(inputs[z], places), reader.outputs(originals[y], places))
+        outputs, inputs = run(before, feed), run(after, feed)
+        for (y, z), sampler in zip(tensors, samplers, strict=True):
+            for places in sampler.draw(reader.shape(inputs[z]), _n_samples(feed, samples)):
+                sums.add(reader.patches(inputs[z], places), reader.outputs(outputs[y], places))
     return sums.pair_moments()
-
-
-def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy that puts out the tensors of these names, without the nodes that none of them needs.
-
-    Args:
-        proto: The model; not modified.
-        names: Tensors of the main graph, inputs and constants included, each once.
-    """
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    graph = copied.graph
-    producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    pending, needed = list(names), set()
-    while pending:
-        index = producers.get(pending.pop())
-        if index is not None and index not in needed:
-            needed.add(index)
-            pending += _read_by(graph.node[index])
-    for index in range(len(graph.node) - 1, -1, -1):
-        if index not in needed:
-            del graph.node[index]
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return copied
 
 
 @dataclass(frozen=True)
@@ -190,41 +170,32 @@ class _Gathering:
 
     Args:
         key: Key of the layer.
-        sites: Data tensor and reader of each node.
-        sampler: Draws the places.
+        sites: Data tensor, reader and sampler of each node.
         sums: The sums.
     """
 
     key: str
-    sites: tuple[tuple[str, Reader], ...]
-    sampler: PlaceSampler
+    sites: tuple[tuple[str, Reader, PlaceSampler], ...]
     sums: PatchSums
 
     @classmethod
-    def of(cls, group: LayerGroup, seed: int, first_share: float) -> "_Gathering":
-        layer, size = group.layer, _patch_size(group.layer.spec)
-        sites = tuple(
-            (site.data, Reader(layer.spec, columns=layer.weight_on_left or site.trans_a))
-            for site in _main_sites(group)
-        )
-        sampler = PlaceSampler(seed, layer.key, _n_wanted(size), first_share)
-        return cls(layer.key, sites, sampler, PatchSums(layer.group, size))
+    def of(cls, group: LayerGroup, seed: int, n_samples: int) -> "_Gathering":
+        layer, size, sites = group.layer, _patch_size(group.layer.spec), _main_sites(group)
+        readers = (Reader(layer.spec, columns=layer.weight_on_left or site.trans_a) for site in sites)
+        samplers = _samplers(layer, len(sites), size, seed, n_samples)
+        names = (site.data for site in sites)
+        return cls(layer.key, tuple(zip(names, readers, samplers, strict=True)), PatchSums(layer.group, size))
 
-    def add(self, tensors: Feeds) -> None:
-        shapes = [reader.shape(tensors[name]) for name, reader in self.sites]
-        drawn = self.sampler.draw([prod(shape) for shape in shapes])
-        for (name, reader), shape, numbers in zip(self.sites, shapes, drawn, strict=True):
-            for chunk in _chunks(numbers):
-                self.sums.add(reader.patches(tensors[name], np.unravel_index(chunk, shape)))
+    def add(self, tensors: Feeds, n_samples: int) -> None:
+        for name, reader, sampler in self.sites:
+            for places in sampler.draw(reader.shape(tensors[name]), n_samples):
+                self.sums.add(reader.patches(tensors[name], places))
 
 
-def _gather(model: Model, gathering: Sequence[_Gathering], feeds: Sequence[Feeds], threads: int) -> None:
-    """Run the model on all samples once."""
-    session = _open(model, [name for one in gathering for name, _ in one.sites], threads)
-    for feed in feeds:
-        tensors = run(session, feed)
-        for one in gathering:
-            one.add(tensors)
+def _samplers(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:
+    """Return what draws the places of each node that shares a weight, D being `size`."""
+    n_wanted = min(max(ROWS_PER_VALUE * size, MIN_ROWS), MAX_ROWS) / n_sites
+    return [PlaceSampler(seed, f"{layer.key}#{site}", n_wanted, n_samples) for site in range(n_sites)]
 
 
 def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[LayerGroup]]:
@@ -254,41 +225,24 @@ def _patch_size(spec: StepSpec) -> int:
     return prod(spec.weight_shape[1:])
 
 
-def _n_wanted(size: int) -> int:
-    return min(max(ROWS_PER_VALUE * size, MIN_ROWS), MAX_ROWS)
+def _sized_feeds(
+    sessions: Sequence[ort.InferenceSession],
+    samples: Mapping[str, Array],
+    proto: onnx.ModelProto,
+    limit_bytes: int,
+) -> list[Feeds]:
+    """Return feeds of as many samples as put out `limit_bytes` at most, found by running the first one."""
+    first = next(batches(samples, proto, 1))
+    try:
+        arrays = [array for session in sessions for array in run(session, first).values()]
+    except ModelError:  # its first axis takes other sizes than it says
+        return list(batches(samples, proto, MAX_BATCH))
+    size_bytes = sum(array.nbytes for array in arrays) // _n_samples(first, samples)
+    return list(batches(samples, proto, min(max(limit_bytes // max(1, size_bytes), 1), MAX_BATCH)))
 
 
-def _first_share(feeds: Sequence[Feeds]) -> float:
-    """Return the share of all samples that is in the first feed."""
-    counts = [
-        max((np.shape(array)[0] for array in feed.values() if np.ndim(array)), default=1) for feed in feeds
-    ]
-    return counts[0] / max(1, sum(counts))
-
-
-def _chunks(numbers: Numbers) -> Iterator[Numbers]:
-    for start in range(0, len(numbers), CHUNK_ROWS):
-        yield numbers[start : start + CHUNK_ROWS]
-
-
-def _open(
-    model: Model, names: Sequence[str], threads: int, folder: Path | None = None
-) -> ort.InferenceSession:
-    """Open a model so that it puts out these tensors alone."""
-    folder = model.parent if isinstance(model, Path) else folder
-    return open_session(
-        with_outputs(read_proto(model), list(dict.fromkeys(names))), threads=threads, folder=folder
-    )
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the tensors that a node reads, those that its bodies take from outside included."""
-    graphs = []
-    for attribute in node.attribute:
-        graphs += [attribute.g] if attribute.HasField("g") else []
-        graphs += attribute.graphs
-    yield from node.input
-    for graph in graphs:
-        yield from (output.name for output in graph.output)
-        for inner in graph.node:
-            yield from _read_by(inner)
+def _n_samples(feed: Feeds, samples: Mapping[str, Array]) -> int:
+    """Return how many samples are in a feed."""
+    if any(np.ndim(array) < np.ndim(samples[name]) for name, array in feed.items()):
+        return 1  # each entry of the samples is a whole input
+    return max((len(array) for array in feed.values() if np.ndim(array)), default=1)

@@ -9,9 +9,9 @@ A transposed convolution is read from its outputs too: a tap that no input meets
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import floor, prod
 from typing import Any
 
 import numpy as np
@@ -107,28 +107,40 @@ class Reader:
 
 
 class PlaceSampler:
-    """Draws places at one rate from all tensors of a layer, whatever other layers are sampled.
+    """Draws places sample by sample at one rate: the same, however samples are put into batches.
 
     Args:
         seed: Seed of the run.
-        key: Key of the layer.
-        n_wanted: Places wanted over all feeds.
-        first_share: Share of the samples that the first feed holds; it sets the rate.
+        key: Key of what is drawn from.
+        n_wanted: Places wanted over all samples.
+        n_samples: Number of samples; the places of the first set the rate.
     """
 
-    def __init__(self, seed: int, key: str, n_wanted: int, first_share: float) -> None:
+    def __init__(self, seed: int, key: str, n_wanted: float, n_samples: int) -> None:
         self._rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
-        self._wanted = n_wanted * first_share
+        self._wanted = n_wanted / n_samples
         self._rate: float | None = None
 
-    def draw(self, counts: Sequence[int]) -> list[Numbers]:
-        """Return the numbers of the places drawn out of each count, rising; all where they are few."""
-        if self._rate is None:
-            self._rate = min(1.0, self._wanted / max(1, sum(counts)))
-        rate = self._rate
-        return [self._choose(count, ceil(rate * count)) for count in counts]
+    def draw(self, shape: tuple[int, ...], n_samples: int) -> Iterator[Places]:
+        """Yield the places drawn out of a tensor of `n_samples`, rising, at most `CHUNK_ROWS` at once.
 
-    def _choose(self, count: int, n: int) -> Numbers:
+        All places of few are drawn. A first axis that does not divide by the samples counts as one sample.
+
+        Args:
+            shape: Number of places along each axis.
+            n_samples: Samples that follow each other along the first axis.
+        """
+        n_parts = 1 if shape[0] % n_samples else n_samples
+        count = prod(shape) // n_parts
+        if self._rate is None:
+            self._rate = min(1.0, self._wanted * n_samples / n_parts / max(1, count))
+        drawn = [part * count + self._choose(count, self._rate) for part in range(n_parts)]
+        numbers = np.concatenate(drawn)
+        for start in range(0, len(numbers), CHUNK_ROWS):
+            yield np.unravel_index(numbers[start : start + CHUNK_ROWS], shape)
+
+    def _choose(self, count: int, rate: float) -> Numbers:
+        n = floor(rate * count + self._rng.random())  # right on average also where a sample has one place
         if n >= count:
             return np.arange(count)
         return np.sort(self._rng.choice(count, n, replace=False, shuffle=False))

@@ -119,31 +119,63 @@ def test_a_vector_is_one_row(columns):
     np.testing.assert_array_equal(patches, data[np.newaxis, np.newaxis])
 
 
+def drawn(sampler: PlaceSampler, shape: tuple[int, ...], n_samples: int) -> np.ndarray:
+    """Return the places ``(n, axes)`` that are drawn."""
+    return np.concatenate([np.stack(places, axis=1) for places in sampler.draw(shape, n_samples)])
+
+
 def test_few_places_are_all_drawn():
-    sampler = PlaceSampler(0, "y", 100, 0.5)
-    (first,), (second,) = sampler.draw([50]), sampler.draw([40])
-    np.testing.assert_array_equal(first, np.arange(50))
-    np.testing.assert_array_equal(second, np.arange(40))
+    expected = np.stack(np.unravel_index(np.arange(30), (5, 3, 2)), axis=1)
+    np.testing.assert_array_equal(drawn(PlaceSampler(0, "y", 60, 10), (5, 3, 2), 5), expected)
 
 
 def test_about_the_wanted_number_is_drawn_without_doubles():
-    sampler = PlaceSampler(0, "y", 100, 0.25)
-    drawn = [sampler.draw([3000, 1000]) for _ in range(4)]
-    assert [(len(np.unique(a)), len(np.unique(b))) for a, b in drawn] == [(19, 7)] * 4
-    assert max(a.max() for a, _ in drawn) > 2000
+    sampler = PlaceSampler(0, "y", 100, 8)
+    places = np.concatenate([drawn(sampler, (4, 30, 20), 4) for _ in range(2)])
+    assert 96 <= len(places) <= 104
+    assert len(np.unique(places[:48], axis=0)) == 48
+    assert places.max(axis=0)[1:].tolist() >= [28, 18]
 
 
-def test_a_smaller_feed_is_drawn_from_at_the_same_rate():
-    sampler = PlaceSampler(0, "y", 100, 0.5)
-    assert [len(sampler.draw([n])[0]) for n in (1000, 1000, 200)] == [50, 50, 10]
+def test_every_sample_has_its_share():
+    places = drawn(PlaceSampler(0, "y", 80, 8), (8, 30, 20), 8)
+    assert np.bincount(places[:, 0]).tolist() == [10] * 8
 
 
-@pytest.mark.parametrize(
-    ("seed", "key", "same"), [(1, "y", True), (2, "y", False), (1, "z", False)]
-)  # fmt: skip
+def test_of_samples_with_one_place_some_are_drawn():
+    places = drawn(PlaceSampler(0, "y", 100, 1000), (1000,), 1000)
+    assert 70 < len(places) < 130
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_batches_do_not_change_what_is_drawn(batch):
+    sampler = PlaceSampler(0, "y", 100, 12)
+    starts = range(0, 12, batch)
+    parts = [drawn(sampler, (batch, 30, 20), batch) + np.array([start, 0, 0]) for start in starts]
+    np.testing.assert_array_equal(
+        np.concatenate(parts), drawn(PlaceSampler(0, "y", 100, 12), (12, 30, 20), 12)
+    )
+
+
+def test_windows_of_a_sample_are_its_places():
+    places = drawn(PlaceSampler(0, "y", 60, 2), (8, 100), 2)
+    assert len(places) == 60
+    assert (places[:, 0] < 4).sum() == 30
+
+
+def test_a_first_axis_that_is_not_the_batch_is_drawn_from_as_a_whole():
+    assert len(drawn(PlaceSampler(0, "y", 60, 4), (7, 100), 4)) == 60
+
+
+def test_places_come_in_chunks():
+    chunks = [len(places[0]) for places in PlaceSampler(0, "y", 10**6, 1).draw((1, 5000), 1)]
+    assert chunks == [2048, 2048, 904]
+
+
+@pytest.mark.parametrize(("seed", "key", "same"), [(1, "y", True), (2, "y", False), (1, "z", False)])
 def test_what_is_drawn_depends_on_seed_and_layer(seed, key, same):
-    (expected,) = PlaceSampler(1, "y", 10, 1.0).draw([1000])
-    (actual,) = PlaceSampler(seed, key, 10, 1.0).draw([1000])
+    expected = drawn(PlaceSampler(1, "y", 10, 1), (1, 1000), 1)
+    actual = drawn(PlaceSampler(seed, key, 10, 1), (1, 1000), 1)
     assert np.array_equal(actual, expected) == same
 
 
