@@ -10,7 +10,7 @@ optimizations left it.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,28 +111,27 @@ def profile_variants(
 
 def _owners(original: Mapping[str, NodePlace], variant: onnx.ModelProto) -> dict[str, str]:
     """Return, by key, the layer of each step of a variant's chains and of each node a chain swallowed."""
-    places = {place.key: place for place in walk(variant.graph)}
     chains: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-    for key, place in places.items():
-        before = original.get(key)
+    for place in walk(variant.graph):
+        before = original.get(place.key)
         step = STEP_NAME.fullmatch(place.node.name)
         if step and (before is None or before.node.name != place.node.name):
-            chains[place.scope, step["chain"]].append((int(step["index"]), key))
+            chains[place.scope, step["chain"]].append((int(step["index"]), place.key))
     owners: dict[str, str] = {}
     for steps in chains.values():
         end = max(steps)[1]
-        swallowed = _swallowed(original, end, places.keys()) or [end]
+        swallowed = _swallowed(original, end) or [end]
         owners |= dict.fromkeys([*(key for _, key in steps), *swallowed], swallowed[0])
     return owners
 
 
-def _swallowed(original: Mapping[str, NodePlace], end: str, kept: Container[str]) -> list[str]:
+def _swallowed(original: Mapping[str, NodePlace], end: str) -> list[str]:
     """Return the nodes that a chain stands for, by key: the layer, then what was folded, up to `end`."""
     place = original[end]
     if is_dense(place.node.op_type, place.node.domain):
         return [end]
     for key in (place.scope + name for name in place.node.input):
-        before = _swallowed(original, key, kept) if key in original and key not in kept else []
+        before = _swallowed(original, key) if key in original else []
         if before:
             return [*before, end]
     return []

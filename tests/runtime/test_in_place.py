@@ -180,10 +180,16 @@ def test_only_the_runs_that_count_are_read(monkeypatch):
     assert dense.wall.n_runs == 5
 
 
+def graph_of(*nodes: tuple[str, str, str], body: onnx.GraphProto | None = None) -> onnx.GraphProto:
+    """Return a graph of nodes ``(operator, inputs, output)``, each named like its output, and of a Loop."""
+    protos = [onnx.helper.make_node(op, i.split(), [o], name=o) for op, i, o in nodes]
+    if body is not None:
+        protos.append(onnx.helper.make_node("Loop", ["n", "go"], ["end"], body=body))
+    return onnx.helper.make_graph(protos, "g", [], [])
+
+
 def neighbours(*nodes: tuple[str, str, str], layers: dict[str, str]) -> _Neighbours:
-    """Return a graph of nodes ``(operator, inputs, outputs)``, each named like its outputs."""
-    protos = [onnx.helper.make_node(op, i.split(), o.split(), name=o) for op, i, o in nodes]
-    return _Neighbours(onnx.helper.make_graph(protos, "g", [], []), layers)
+    return _Neighbours(graph_of(*nodes), layers)
 
 
 BETWEEN = {"p": "before", "c": "behind"}
@@ -216,6 +222,13 @@ def test_two_nodes_inserted_behind_each_other_serve_the_same_layer():
 def test_of_several_consumers_a_layer_is_found():
     nodes = ("Conv", "x", "p"), ("ReorderOutput", "p", "i"), ("Relu", "i", "q"), ("Conv", "i w", "c")
     assert neighbours(*nodes, layers={**BETWEEN, "q": ""}).needed_by("i") == "behind"
+
+
+@pytest.mark.parametrize(("inside", "expected"), [("before", "before"), ("other", "")])
+def test_what_has_the_same_name_in_a_body_serves_a_layer_if_it_is_the_same_one(inside, expected):
+    body = graph_of(("Conv", "b", "q"), ("ReorderOutput", "q", "i"))
+    graph = graph_of(("Conv", "x", "p"), ("ReorderOutput", "p", "i"), body=body)
+    assert _Neighbours(graph, {"p": "before", "q": inside}).needed_by("i") == expected
 
 
 def test_what_is_not_in_the_optimized_model_serves_no_layer():

