@@ -92,6 +92,35 @@ def convert(
         typer.Option(help="Largest relative weight error of a layer under --rank auto  [default: 0.1]"),
     ] = None,
     calibration: Calibration = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--eval", metavar="Y.npz", help="Samples to measure accuracy on, with an array 'labels'."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="top1 | agreement | cosine | psnr | sqnr | package.module:function  [default: what suits]"
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest loss of accuracy in the metric's unit  [default: 0.01, one point of top1]"
+        ),
+    ] = None,
+    target_latency: Annotated[
+        float | None, typer.Option(help="Latency to reach, as a share of the original's.")
+    ] = None,
+    target_macs: Annotated[float | None, typer.Option(help="The same for MACs of the layers.")] = None,
+    target_size: Annotated[
+        float | None, typer.Option(help="The same for bytes of the layers' weights.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out whitening | refit | bias | asymmetric | affine; may be repeated."),
+    ] = None,
     shape: Shapes = None,
     verify: Annotated[
         str | None, typer.Option(help="How much is proved first: model | layers | none  [default: model]")
@@ -127,6 +156,13 @@ def convert(
         "exclude": tuple(exclude) if exclude else None,
         "max_error": max_error,
         "calibration": calibration,
+        "evaluation": evaluation,
+        "metric": metric,
+        "max_drop": max_drop,
+        "target_latency": target_latency,
+        "target_macs": target_macs,
+        "target_size": target_size,
+        "without": tuple(without) if without else None,
         "shapes": parse_shapes(shape) if shape else None,
         "verify": verify,
         "threads": threads,

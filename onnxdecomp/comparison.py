@@ -17,6 +17,9 @@ from onnxdecomp.runtime.samples import load_samples
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.selection import model_inputs
 
+DEFAULT_METRIC = "sqnr"
+"""How outputs are compared when nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -55,7 +58,7 @@ def verify(
         UsageError: The samples do not fit, or the metric does not exist.
     """
     config = config or Config()
-    measure = metric(config.metric)
+    measure = metric(config.metric or DEFAULT_METRIC)
     first, second = Path(original), Path(converted)
     for path in (first, second):
         load(path)
@@ -63,11 +66,11 @@ def verify(
     check = verify_models(first, second, feeds, tolerance=tolerance, threads=config.threads)
     samples = load_samples(config.calibration, read_proto(first)) if config.calibration else feeds[0]
     if not check.passed:
-        return Verification(check, config.metric, float("nan"), 0)
+        return Verification(check, measure.name, float("nan"), 0)
     reference = outputs_over(first, samples, threads=config.threads)
     score = evaluate(second, samples, measure, reference=reference, threads=config.threads)
     n_samples = len(next(iter(samples.values()))) if config.calibration else 0
-    return Verification(check, config.metric, score, n_samples)
+    return Verification(check, measure.name, score, n_samples)
 
 
 def verification_table(found: Verification) -> Table:

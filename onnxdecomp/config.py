@@ -21,6 +21,18 @@ from onnxdecomp.errors import UsageError, unknown_name
 FLAGS = ("allow_slower", "force")
 """Entries that are true or false."""
 
+TEXTS = ("rank", "method", "metric", "verify", "calibration", "evaluation")
+"""Entries that are words."""
+
+SHARES = ("max_error", "max_drop", "target_latency", "target_macs", "target_size")
+"""Entries that are numbers with a fraction."""
+
+TARGETS = ("target_latency", "target_macs", "target_size")
+"""What can be asked for as a share of the original; one at a time."""
+
+STEPS = ("whitening", "refit", "bias", "asymmetric", "affine")
+"""What of the fitting to data can be switched off."""
+
 Verify = Literal["model", "layers", "none"]
 
 
@@ -47,9 +59,17 @@ class Config:
         rank_multiple: Ranks are snapped to multiples of this; None takes the channel block of the machine.
         calibration: Samples of the model's inputs: an ``.npz`` by input name, a folder of ``.npy``, or
             ``package.module:function``; None makes seeded random inputs.
+        evaluation: Samples that accuracy is measured on: as `calibration`, with an array ``labels``; None
+            sets a part of the calibration samples aside.
+        max_drop: Largest loss of accuracy, in the metric's unit (0.01 is one percentage point of top-1).
+        target_latency: Latency to reach, as a share of the original's; also `target_macs`, `target_size`.
+        target_macs: Multiply-accumulates of the layers to reach, as a share.
+        target_size: Bytes of the layers' weights to reach, as a share.
+        without: Steps of fitting to data that are left out: names of `STEPS`.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
         verify: How much is proved before the output is written.
-        metric: How outputs are compared when they are not equal by construction.
+        metric: How outputs are compared when they are not equal by construction; None takes what suits the
+            outputs and the labels.
         threads: Threads of onnxruntime when something is timed or verified.
         seed: Seed of every random choice.
         allow_slower: Take chains that are measured to be slower than their layers, when ranks were named.
@@ -66,9 +86,15 @@ class Config:
     max_error: float = 0.1
     rank_multiple: int | None = None
     calibration: str | None = None
+    evaluation: str | None = None
+    max_drop: float | None = None
+    target_latency: float | None = None
+    target_macs: float | None = None
+    target_size: float | None = None
+    without: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verify: Verify = "model"
-    metric: str = "sqnr"
+    metric: str | None = None
     threads: int = 1
     seed: int = 0
     allow_slower: bool = False
@@ -79,12 +105,29 @@ class Config:
             raise unknown_name("--verify level", self.verify, get_args(Verify))
         if not 0 < self.max_error < 1:
             raise UsageError(f"max_error is {self.max_error}: give a relative error between 0 and 1.")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise UsageError(f"max_drop is {self.max_drop}: give 0 or more, as in 0.01 for one point.")
+        self._check_targets()
+        for name in self.without:
+            if name not in STEPS:
+                raise unknown_name("step", name, STEPS)
         if self.threads < 1:
             raise UsageError(f"threads is {self.threads}: give 1 or more.")
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise UsageError(f"rank_multiple is {self.rank_multiple}: give 1 or more.")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}: give 0 or more.")
+
+    def _check_targets(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        for name in given:
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: give a share of the original, as in 0.5.")
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} cannot both be reached for: give one of them.")
+        if (given or self.max_drop is not None) and self.calibration is None:
+            option = f"--{(given or ['max_drop'])[0].replace('_', '-')}"
+            raise UsageError(f"{option} needs samples to measure accuracy on: give --calibration X.npz.")
 
     def rule_for(self, key: str, node_name: str, op_type: str) -> tuple[str, str]:
         """Return rank policy and method for a layer: its own rule, else its type's, else the general one."""
@@ -125,10 +168,10 @@ def load_recipe(path: Path, base: Config | None = None) -> Config:
     values: dict[str, Any] = {}
     for table, target in (("op_type", "op_types"), ("layer", "layers")):
         values[target] = {name: _rule(path, name, rule) for name, rule in entries.pop(table, {}).items()}
-    known = {f.name: f for f in fields(Config)} | {"include": None, "exclude": None}
+    known = {f.name for f in fields(Config)}
     for name, value in entries.items():
         if name not in known or name in ("op_types", "layers"):
-            raise unknown_name(f"entry in {path}", name, set(known) - {"op_types", "layers"})
+            raise unknown_name(f"entry in {path}", name, known - {"op_types", "layers"})
         values[name] = _entry(path, name, value)
     return replace(base or Config(), **values)
 
@@ -165,13 +208,15 @@ def _rule(path: Path, name: str, entries: object) -> LayerRule:
 
 def _entry(path: Path, name: str, value: Any) -> Any:
     """Bring a TOML value to the type of the field it is for."""
-    if name in ("rank", "method", "metric", "verify", "calibration"):
+    if name in TEXTS:
         return str(value)
-    if name in ("include", "exclude"):
+    if name in ("include", "exclude", "without"):
         return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
     if name == "shapes":
         return parse_shapes([f"{key}={sizes}" for key, sizes in value.items()])
-    expected = {"max_error": (int, float)}.get(name, (bool,) if name in FLAGS else (int,))
+    expected: tuple[type, ...] = (bool,) if name in FLAGS else (int,)
+    if name in SHARES:
+        expected = (int, float)
     if not isinstance(value, expected) or (isinstance(value, bool) and name not in FLAGS):
         raise UsageError(f"{path}: {name} = {value!r} has the wrong type.")
     return value

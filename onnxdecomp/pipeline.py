@@ -18,10 +18,15 @@ from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
+from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
+from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
+from onnxdecomp.runtime.samples import load_samples
+from onnxdecomp.runtime.session import read_proto
+from onnxdecomp.search.run import search_network
 from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
 
 Source = str | Path | onnx.ModelProto
@@ -70,7 +75,8 @@ def convert(
     with ModelWriter(model, output) as writer:
         with clock.stage("decompose"):
             rewriter = Rewriter(model, writer.add_tensor)
-            _decompose(targets, report, rewriter, config, track)
+            decisions = _decisions(model, targets, report, config, track)
+            _decompose(decisions, report, rewriter, config)
         with clock.stage("write"):
             converted = writer.stage(rewriter.finish())
         with clock.stage("verify"):
@@ -95,7 +101,8 @@ def configure(config: Config | None, options: dict[str, Any]) -> Config:
         if name not in known:
             raise unknown_name("option", name, known)
     changed = replace(config or Config(), **{k: v for k, v in options.items() if v is not None})
-    metric(changed.metric)
+    if changed.metric is not None:
+        metric(changed.metric)
     return changed
 
 
@@ -121,17 +128,35 @@ def _refuse_overwriting(source: Source, output: str | Path | None) -> None:
         )
 
 
+def _decisions(
+    model: Model, targets: Sequence[Target], report: Report, config: Config, track: Track | None
+) -> Iterable[tuple[Target, Decision]]:
+    """Decide for all targets: together where data allows a search, else one after the other."""
+    seen = track(targets, "layers") if track else targets
+    if config.calibration is None:
+        return ((target, decide(target, config)) for target in seen)
+    if config.rank == "auto":
+        searched = search_network(model, targets, config, track)
+        report.accuracy = searched.accuracy
+        report.notes += searched.notes
+        return searched.decisions
+    source = model.path or model.proto
+    samples = load_samples(config.calibration, read_proto(source))
+    groups = [target.group for target in targets if not target.reason]
+    moments = gather_moments(source, groups, samples, threads=config.threads, seed=config.seed)
+    return ((target, decide(target, config, moments.get(target.group.layer.key))) for target in seen)
+
+
 def _decompose(
-    targets: Sequence[Target], report: Report, rewriter: Rewriter, config: Config, track: Track | None
+    decisions: Iterable[tuple[Target, Decision]], report: Report, rewriter: Rewriter, config: Config
 ) -> None:
-    """Decide for one target after the other, check its chain alone, and rewrite its nodes."""
-    for target in track(targets, "layers") if track else targets:
-        decision = decide(target, config)
+    """Check the chain of one target after the other alone, and rewrite its nodes."""
+    for target, decision in decisions:
         check = prove_chain(target, decision, config)
         if check is not None and check.problem:
             report.notes.append(failure_note(check.problem))
         if decision.chain is not None:
-            rewriter.replace(target.group, decision.chain)
+            rewriter.replace(target.group, decision.chain, decision.bias)
         output_error = check.output_error if check else None
         report.layers += [_outcome(site, decision, output_error) for site in target.group.sites]
 
@@ -155,12 +180,22 @@ def _outcome(site: Site, decision: Decision, output_error: float | None) -> Laye
         status="decomposed",
         method=chain.method,
         ranks=chain.ranks,
-        weight_error=decision.candidate.error,
+        weight_error=_weight_error(decision, chain),
         output_error=output_error,
+        data_error=decision.candidate.error if decision.fit else None,
+        fit=decision.fit,
         params=BeforeAfter(layer.n_params, chain.n_params),
         macs=BeforeAfter(layer.n_macs, chain_macs(chain.specs, layer.in_shape)),
         latency_ms=BeforeAfter(timing.dense_ms, timing.chain_ms) if timing else BeforeAfter(None, None),
     )
+
+
+def _weight_error(decision: Decision, chain: Chain) -> float | None:
+    """Return the relative error of the weight; a fitted chain's own error is that of the output on data."""
+    if not decision.fit and decision.candidate is not None:
+        return decision.candidate.error
+    assert decision.weight is not None
+    return relative_error(decision.weight, recompose(chain.specs, chain.weights, chain.layer.group))
 
 
 def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, config: Config) -> None:
@@ -194,7 +229,7 @@ def _put_back(report: Report, config: Config) -> bool:
     report.layers = [
         _kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
     ]
-    report.latency, report.output_error = None, None
+    report.latency, report.output_error, report.accuracy = None, None, None
     return True
 
 
@@ -233,9 +268,10 @@ def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) 
         report.model[name] = BeforeAfter(sum(f.before for f in known), sum(f.after for f in known))
     if not report.decomposed:
         report.notes.append("Nothing was decomposed: the output is the original model.")
-    elif report.command["rank"] == "auto":
+    elif report.command["rank"] == "auto" and report.accuracy is None:
         report.notes.append(
-            "Ranks were chosen from the weights alone. Check the accuracy of the result on your own data."
+            "Ranks were chosen from the weights alone: with --calibration X.npz they are fitted to your "
+            "data, chosen by what they do to the outputs, and go further at the same accuracy."
         )
     report.stages = clock.stages
     report.proto = writer.result

@@ -10,7 +10,7 @@ from onnxdecomp.runtime.compare import verify_models
 from onnxdecomp.runtime.compare_chain import ChainCheck, verify_chain
 from onnxdecomp.runtime.latency import paired_speedup, time_interleaved
 from onnxdecomp.runtime.session import Array, Model, open_session, run
-from onnxdecomp.selection import Decision, Target, model_inputs
+from onnxdecomp.selection import Decision, Target, model_inputs, timed_inputs
 
 EXACT_ERROR = 1e-4
 """Relative output error allowed to a conversion whose chains are all exact."""
@@ -81,7 +81,9 @@ def prove_model(original: Model, converted: Model, config: Config, *, exact: boo
     if not check.passed and not config.force:
         raise VerificationError(" ".join([*check.problems, "Nothing was written."]))
     failed = tuple(failure_note(problem) for problem in check.problems)
-    latency = None if failed else compare_latency(original, converted, feeds[0], config.threads)
+    latency = None
+    if not failed:
+        latency = compare_latency(original, converted, timed_inputs(original, config), config.threads)
     return ModelProof(check.worst, latency, failed)
 
 

@@ -14,11 +14,12 @@ from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import find_methods
-from onnxdecomp.methods.base import Chain, FloatArray, Method, decompose
+from onnxdecomp.methods.base import Chain, FloatArray, Method, recompose
 from onnxdecomp.ranks import parse_policy
 from onnxdecomp.ranks.fixed import Fixed
 from onnxdecomp.ranks.policy import Policy
 from onnxdecomp.ranks.study import Candidate, Measured, Study
+from onnxdecomp.runtime.evaluate import BATCH
 from onnxdecomp.runtime.feeds import runnable_feeds
 from onnxdecomp.runtime.latency import paired_speedup, time_chains
 from onnxdecomp.runtime.machine import channel_block
@@ -26,6 +27,8 @@ from onnxdecomp.runtime.observe import observe
 from onnxdecomp.runtime.samples import batches, load_samples
 from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.weights.fit import WEIGHTS, Data, default_fit
+from onnxdecomp.weights.moments import Moments
 
 OBSERVE_LIMIT_BYTES = 2**31
 """Larger models are not run only to learn the shapes of their layers."""
@@ -59,12 +62,16 @@ class Decision:
         chain: The chain.
         candidate: What the policy chose.
         weight: ``(O, I/G, *K)`` of the layer.
+        bias: ``(O,)`` in place of the layer's; None keeps that.
+        fit: How the chain was fitted to data; empty when it was not.
     """
 
     reason: str = ""
     chain: Chain | None = None
     candidate: Candidate | None = None
     weight: FloatArray | None = None
+    bias: FloatArray | None = None
+    fit: str = ""
 
 
 def find_with_shapes(model: Model, config: Config) -> tuple[Found, list[str]]:
@@ -80,15 +87,23 @@ def find_with_shapes(model: Model, config: Config) -> tuple[Found, list[str]]:
         return found, ["The model is too large to be run only to learn the shapes of its layers."]
     source = model.path or model.proto
     try:
-        runs = observe(source, model_inputs(source, config, n_feeds=1)[0], config.threads)
+        runs = observe(source, timed_inputs(source, config), config.threads)
     except ModelError as error:
         return found, [f"Some layers have inputs of unknown shape: {error}"]
     shapes = {key: run.data_shape for key, run in runs.items() if run.data_shape is not None}
     return find_layers(model, shapes), []
 
 
-def model_inputs(source: RuntimeModel, config: Config, n_feeds: int) -> list[dict[str, Array]]:
+def model_inputs(
+    source: RuntimeModel, config: Config, n_feeds: int, batch: int = BATCH
+) -> list[dict[str, Array]]:
     """Return at most `n_feeds` complete inputs: batches of the calibration samples, else a random one.
+
+    Args:
+        source: The model or its path.
+        config: `calibration`, `shapes` and `seed` count.
+        n_feeds: How many.
+        batch: Calibration samples in each, where the model allows it.
 
     Raises:
         UsageError: The samples or the shapes given do not fit the model.
@@ -96,13 +111,22 @@ def model_inputs(source: RuntimeModel, config: Config, n_feeds: int) -> list[dic
     """
     if config.calibration is not None:
         proto = read_proto(source)
-        return list(islice(batches(load_samples(config.calibration, proto), proto), n_feeds))
+        return list(islice(batches(load_samples(config.calibration, proto), proto, batch), n_feeds))
     try:
         return [runnable_feeds(source, config.seed, config.shapes)]
     except UsageError as error:
         if config.shapes:
             raise
         raise ModelError(str(error)) from error
+
+
+def timed_inputs(source: RuntimeModel, config: Config) -> dict[str, Array]:
+    """Return one input to time a model on: a single sample where the model allows it.
+
+    Raises:
+        UsageError, ModelError: As `model_inputs`.
+    """
+    return model_inputs(source, config, n_feeds=1, batch=1)[0]
 
 
 def plan_targets(found: Found, config: Config) -> list[Target]:
@@ -135,8 +159,8 @@ def _target(group: LayerGroup, config: Config) -> Target:
     return Target(group, policy, usable, method != "auto", reason)
 
 
-def decide(target: Target, config: Config) -> Decision:
-    """Study one target and choose its chain."""
+def decide(target: Target, config: Config, moments: Moments | None = None) -> Decision:
+    """Study one target and choose its chain, fitted to data where there are moments of its input."""
     if target.reason:
         return Decision(target.reason)
     weight = target.group.weight()
@@ -152,6 +176,14 @@ def decide(target: Target, config: Config) -> Decision:
         target.asked_for,
         partial(measure_chains, dtype=target.group.dtype, config=config),
     )
+    bias = None if "bias" in config.without else target.group.known_bias()
+    if moments is not None:
+        fit = default_fit(study.layer)
+        if "whitening" in config.without:
+            fit = WEIGHTS
+        if "refit" in config.without:
+            fit = fit.without_refit()
+        study.data = Data.of(study.layer, weight, moments, fit, with_bias=bias is not None)
     try:
         choice = target.policy.choose(study)
         if isinstance(choice, Candidate) and target.policy.guarded:
@@ -160,9 +192,14 @@ def decide(target: Target, config: Config) -> Decision:
         return Decision(f"it cannot be timed: {error}")
     if isinstance(choice, str):
         return Decision(choice)
-    max_ranks = choice.ranks if len(choice.ranks) == 1 else None
-    chain = decompose(choice.method, study.analysis(choice.method, max_ranks), study.layer, choice.ranks)
-    return Decision("", chain, choice, weight)
+    chain = study.chain(choice)
+    if study.data is None:
+        return Decision("", chain, choice, weight)
+    whole = recompose(chain.specs, chain.weights, study.layer.group)
+    choice = replace(choice, error=study.data.metric.error(whole))
+    if bias is not None:
+        bias = bias + study.data.metric.bias_shift(whole)
+    return Decision("", chain, choice, weight, bias, study.data.fit.name)
 
 
 def _guarded(choice: Candidate, group: LayerGroup, study: Study, config: Config) -> Candidate | str:

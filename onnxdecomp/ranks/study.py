@@ -7,7 +7,8 @@ from hashlib import sha256
 import numpy as np
 
 from onnxdecomp.layer import Layer, StepSpec, chain_macs, chain_params
-from onnxdecomp.methods.base import Analysis, FloatArray, Method, Ranks
+from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks, decompose
+from onnxdecomp.weights.fit import Data
 
 SOLVE_FLOPS = 3e9
 """Most work that an automatic choice spends on one solve of a method without spectra: about a second."""
@@ -40,7 +41,7 @@ class Candidate:
         method: The method.
         ranks: Its ranks.
         specs: The steps.
-        error: Relative Frobenius error of the weight.
+        error: Relative Frobenius error of the weight; of the output on the data where there is some.
         n_params: Weights of the chain.
         n_macs: Multiply-accumulates of one run; None when the input's shape is unknown.
         measured: Its latency, where it was timed.
@@ -72,6 +73,7 @@ class Study:
             which other layers are studied, or in which order.
         asked_for: True when the user named the method, so that its cost is no reason to leave it out.
         measure: Times candidates; None when nothing can be timed.
+        data: What samples say about the layer; None for a choice from the weight alone.
     """
 
     layer: Layer
@@ -81,6 +83,7 @@ class Study:
     seed: int = 0
     asked_for: bool = False
     measure: Measure | None = None
+    data: Data | None = None
     _analyses: dict[str, tuple[Ranks | None, Analysis]] = field(default_factory=dict, repr=False)
 
     def analysis(self, method: Method, max_ranks: Ranks | None = None) -> Analysis:
@@ -89,7 +92,8 @@ class Study:
         if known is None or not _reaches(known[0], max_ranks):
             digest = sha256(f"{self.seed}:{self.layer.key}:{method.full_name}".encode()).digest()
             rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-            known = max_ranks, method.analyze(self.layer, self.weight, rng, max_ranks)
+            analyze = self.data.analyze if self.data else _analyze
+            known = max_ranks, analyze(method, self.layer, self.weight, rng, max_ranks)
             self._analyses[method.full_name] = known
         return known[1]
 
@@ -104,6 +108,13 @@ class Study:
         macs = chain_macs(specs, self.layer.in_shape)
         return Candidate(method, ranks, specs, 1.0, chain_params(specs), macs)
 
+    def chain(self, candidate: Candidate) -> Chain:
+        """Return the chain of a candidate, its last step refitted where there is data."""
+        max_ranks = candidate.ranks if len(candidate.ranks) == 1 else None
+        analysis = self.analysis(candidate.method, max_ranks)
+        chain = decompose(candidate.method, analysis, self.layer, candidate.ranks)
+        return self.data.refitted(chain) if self.data else chain
+
     def worth_solving(self, method: Method, ranks: Ranks) -> bool:
         """Tell whether a solve at `ranks` is affordable in an automatic choice, or was asked for by name."""
         return method.nested or self.asked_for or method.solve_flops(self.layer, ranks) <= SOLVE_FLOPS
@@ -113,6 +124,12 @@ class Study:
         dense_macs = self.layer.n_macs
         fewer_macs = candidate.n_macs is None or dense_macs is None or candidate.n_macs < dense_macs
         return candidate.n_params < self.layer.n_params and fewer_macs
+
+
+def _analyze(
+    method: Method, layer: Layer, weight: FloatArray, rng: np.random.Generator, max_ranks: Ranks | None
+) -> Analysis:
+    return method.analyze(layer, weight, rng, max_ranks)
 
 
 def _reaches(known: Ranks | None, wanted: Ranks | None) -> bool:

@@ -10,9 +10,18 @@ from onnxdecomp.report.outcome import SCHEMA_VERSION, Report
 
 def report_json(report: Report) -> str:
     """Return the report as JSON text with sorted, stable fields; numbers that are not finite become null."""
-    entries = {name: plain(getattr(report, name)) for name in ("command", "environment", "model", "latency")}
-    entries["accuracy"] = None
-    entries |= {name: plain(getattr(report, name)) for name in ("output_error", "layers", "notes", "stages")}
+    names = (
+        "command",
+        "environment",
+        "model",
+        "latency",
+        "accuracy",
+        "output_error",
+        "layers",
+        "notes",
+        "stages",
+    )
+    entries = {name: plain(getattr(report, name)) for name in names}
     return json.dumps({"schema_version": SCHEMA_VERSION, **entries}, indent=2) + "\n"
 
 

@@ -35,6 +35,8 @@ class LayerOutcome:
         weight_shape: ``(O, I/G, *K)``.
         weight_error: Relative Frobenius error of the weight.
         output_error: Relative error of the layer's output on random input.
+        data_error: The same on the calibration samples, before recovery.
+        fit: How the factorization was fitted to them.
         params: Weights.
         macs: Multiply-accumulates of one run.
         latency_ms: Of the layer alone, where it was timed.
@@ -49,6 +51,8 @@ class LayerOutcome:
     weight_shape: tuple[int, ...] = ()
     weight_error: float | None = None
     output_error: float | None = None
+    data_error: float | None = None
+    fit: str = ""
     params: BeforeAfter = BeforeAfter(None, None)
     macs: BeforeAfter = BeforeAfter(None, None)
     latency_ms: BeforeAfter = BeforeAfter(None, None)
@@ -81,6 +85,33 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """What a conversion loses, measured on samples that the choice did not see.
+
+    Args:
+        metric: Name of the metric.
+        data: Which samples.
+        before: Of the original.
+        after: Of the converted model.
+        drop: How much worse, in the metric's unit.
+        standard_error: Of the drop, paired.
+        budget: Largest drop allowed; None when only a target counted.
+        n_samples: Samples behind these numbers.
+        recovery: Steps of closed-form recovery that helped.
+    """
+
+    metric: str
+    data: str
+    before: float
+    after: float
+    drop: float
+    standard_error: float
+    budget: float | None
+    n_samples: int
+    recovery: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a stage of a conversion cost."""
 
@@ -99,6 +130,7 @@ class Report:
         model: Bytes, weights of decomposable layers, their MACs.
         layers: One outcome per layer of a decomposable kind.
         latency: None when the model was not timed.
+        accuracy: None when it was not measured.
         output_error: Largest relative error of a graph output against the original, on seeded input.
         notes: Sentences the user should read.
         stages: Seconds and memory.
@@ -110,6 +142,7 @@ class Report:
     model: dict[str, BeforeAfter]
     layers: list[LayerOutcome]
     latency: Latency | None = None
+    accuracy: Accuracy | None = None
     output_error: float | None = None
     notes: list[str] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)

@@ -128,6 +128,10 @@ def _summary(report: Report) -> Table:
         timing = report.latency
         speed = f"{timing.speedup:.2f}x" if timing.beyond_noise else "same within noise"
         table.add_row("latency", *(_latency(timing.median_ms, timing.spread_ms)), speed)
+    if report.accuracy is not None and report.accuracy.n_samples:
+        found = report.accuracy
+        drop = f"{-found.drop:+.4f} ± {found.standard_error:.4f}"
+        table.add_row(found.metric, f"{found.before:.4f}", f"{found.after:.4f}", drop)
     if report.output_error is not None:
         table.add_row("output error", "", percent(report.output_error), "")
     return table

@@ -1,0 +1,189 @@
+"""Choose for all layers at once: as cheap as an accuracy budget allows, or as accurate as a cost allows.
+
+The predicted divergences of the layers add up, so a knapsack finds the choice for every budget of cost. For
+``max_drop`` that budget is found by bisection with real evaluations, and the choice is confirmed on samples
+that it was not made on; where they disagree a weaker choice is taken.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import exp, log
+
+from onnxdecomp.ranks.knapsack import Option as Item
+from onnxdecomp.ranks.knapsack import choose
+from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.search.options import LayerOptions, Option
+from onnxdecomp.search.recover import recover
+from onnxdecomp.search.sensitivity import Curve, measure_layer
+from onnxdecomp.search.trial import Replacement, Trials
+
+BISECTIONS = 7
+"""Real evaluations that find the budget of cost, each on all samples that decide."""
+
+STRONGER_STEPS = 4
+"""Stronger choices that are tried after recovery has gained something."""
+
+STRONGER = 0.93
+"""Cost of each of them over that of the one before."""
+
+N_PROBES = 3
+"""Options of each layer whose divergence is measured."""
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """A layer with what its options cost and are expected to do to the network.
+
+    Args:
+        layer: The layer.
+        options: Its options.
+        items: The same for the knapsack, keeping the layer first.
+    """
+
+    layer: LayerOptions
+    options: list[Option]
+    items: list[Item]
+
+
+@dataclass
+class Pick:
+    """A choice for all layers.
+
+    Args:
+        replaced: What is replaced, by key of the layer.
+        options: The options chosen, by key.
+        cost: Total cost as the knapsack counts it.
+        drop: What it loses on the samples that decide.
+        divergence: How far the outputs move there.
+        recovered: Names of the recovery steps that helped.
+    """
+
+    replaced: dict[str, Replacement]
+    options: dict[str, Option]
+    cost: float
+    drop: Drop
+    divergence: float
+    recovered: list[str] = field(default_factory=list)
+
+
+Cost = Callable[[LayerOptions, Option | None], float]
+"""Cost of an option of a layer, or of the layer itself."""
+
+
+def ballots(layers: Sequence[LayerOptions], trials: Trials, cost: Cost) -> list[Ballot]:
+    """Measure what each layer's options do to the network's output, and choose its fit by that."""
+    made = []
+    for layer in layers:
+
+        def diverge(layer: LayerOptions, option: Option) -> float:
+            return trials.divergence({layer.key: layer.replacement(option)})
+
+        fit, curve = measure_layer(layer, diverge, N_PROBES)
+        made.append(_ballot(layer, layer.options[fit], curve, cost))
+    return made
+
+
+def _ballot(layer: LayerOptions, options: list[Option], curve: Curve, cost: Cost) -> Ballot:
+    items = [Item(0.0, cost(layer, None))]
+    items += [Item(curve(option.error), cost(layer, option)) for option in options]
+    return Ballot(layer, options, items)
+
+
+class Search:
+    """Finds choices at costs and judges them by evaluation.
+
+    Args:
+        ballots: The layers.
+        trials: Evaluates.
+        steps: Names of the recovery steps that may be tried.
+    """
+
+    def __init__(self, ballots: Sequence[Ballot], trials: Trials, steps: Sequence[str]) -> None:
+        self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
+        self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
+        self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
+
+    def at_cost(self, budget: float, *, recovering: bool = False) -> Pick | None:
+        """Return the choice of least predicted divergence at a cost, evaluated; None when it is too low."""
+        chosen = choose([ballot.items for ballot in self._ballots], budget)
+        if chosen is None:
+            return None
+        options = {
+            ballot.layer.key: ballot.options[index - 1]
+            for ballot, index in zip(self._ballots, chosen, strict=True)
+            if index
+        }
+        replaced = {
+            ballot.layer.key: ballot.layer.replacement(options[ballot.layer.key])
+            for ballot in self._ballots
+            if ballot.layer.key in options
+        }
+        cost = sum(ballot.items[i].cost for ballot, i in zip(self._ballots, chosen, strict=True))
+        drop, divergence = self._trials.compared(self._trials.build(replaced))
+        pick = Pick(replaced, options, cost, drop, divergence)
+        return self._recovered(pick) if recovering and replaced else pick
+
+    def within_drop(self, max_drop: float) -> Pick | None:
+        """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
+
+        Bisection on the logarithm of the cost, then recovery, then stronger choices with recovery.
+        """
+        low, high = log(max(self.least_cost, 1e-9)), log(max(self.dense_cost, 1e-9))
+        accepted: list[Pick] = []
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            pick = self.at_cost(exp(middle))
+            if pick is not None and holds(pick.drop, max_drop):
+                accepted.append(pick)
+                high = min(middle, log(max(pick.cost, 1e-9)))
+            else:
+                low = middle
+        best = self._stronger(accepted, exp(high), max_drop)
+        return self._confirmed(best, max_drop)
+
+    def _stronger(self, accepted: list[Pick], cost: float, max_drop: float) -> list[Pick]:
+        """Return the accepted choices with those that recovery makes possible, cheapest last."""
+        if not self._steps:
+            return accepted
+        found = list(accepted)
+        for number in range(STRONGER_STEPS + 1):
+            pick = self.at_cost(cost * STRONGER**number, recovering=True)
+            if pick is None or not holds(pick.drop, max_drop):
+                break
+            found.append(pick)
+        return found
+
+    def _confirmed(self, accepted: list[Pick], max_drop: float) -> Pick | None:
+        """Return the cheapest accepted choice that holds on samples it was not chosen on."""
+        for pick in sorted(accepted, key=lambda p: (p.cost, p.drop.value)):
+            if not pick.replaced:
+                return None
+            drop = self.confirmed(pick)
+            if drop.value <= max_drop:
+                return replace(pick, drop=drop)
+        return None
+
+    def confirmed(self, pick: Pick) -> Drop:
+        """Return what a choice loses on the samples that no decision was made on."""
+        return self._trials.confirmed(self._trials.build(pick.replaced))
+
+    def _recovered(self, pick: Pick) -> Pick:
+        """Return a choice after the recovery steps that move its outputs nearer to the original's."""
+        best = pick
+        for step in self._steps:
+            changed = recover(step, best.replaced, self._trials)
+            drop, divergence = self._trials.compared(self._trials.build(changed))
+            if divergence < best.divergence:
+                best = replace(
+                    best,
+                    replaced=changed,
+                    drop=drop,
+                    divergence=divergence,
+                    recovered=[*best.recovered, step],
+                )
+        return best
+
+
+def holds(drop: Drop, max_drop: float) -> bool:
+    """Tell whether a drop is within a budget, its standard error added."""
+    return drop.value + drop.standard_error <= max_drop

@@ -1,0 +1,90 @@
+"""Which samples are for what: to fit, to choose, and to confirm the choice on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnxdecomp.config import Config
+from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.judge import part, split_rows
+from onnxdecomp.runtime.samples import LABELS, load_samples
+from onnxdecomp.runtime.session import Array
+
+Samples = Mapping[str, Array]
+
+SHARES = (0.5, 0.25, 0.25)
+"""Shares of the calibration samples to fit, to choose and to confirm, when no others are given."""
+
+MIN_SAMPLES = 16
+"""Fewer calibration samples do not say anything."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Samples in disjoint parts.
+
+    Args:
+        fit: What factorizations are fitted to; no labels.
+        choose: What candidates are compared on.
+        confirm: What the choice is confirmed on.
+        description: For reports: where the numbers of accuracy come from.
+    """
+
+    fit: Samples
+    choose: Samples
+    confirm: Samples
+    description: str
+
+
+def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
+    """Read and part the samples that a configuration names.
+
+    With evaluation samples all calibration samples are fitted to; without, half of them.
+
+    Raises:
+        UsageError: The samples do not fit the model, or are too few.
+    """
+    assert config.calibration is not None
+    calibration = load_samples(config.calibration, model)
+    n_samples = count(calibration)
+    if n_samples < MIN_SAMPLES:
+        raise UsageError(
+            f"{config.calibration} has {n_samples} samples: give {MIN_SAMPLES} or more (a few hundred are "
+            "better), or leave --calibration out and ranks are chosen from the weights alone."
+        )
+    if config.evaluation is None:
+        fit, choose, confirm = split_rows(n_samples, SHARES, config.seed)
+        return Parts(
+            part(calibration, fit),
+            part(calibration, choose),
+            part(calibration, confirm),
+            f"{len(choose)} and {len(confirm)} calibration samples set aside",
+        )
+    labelled = load_evaluation(config.evaluation, model)
+    choose, confirm = split_rows(count(labelled), (0.5, 0.5), config.seed)
+    return Parts(
+        calibration,
+        part(labelled, choose),
+        part(labelled, confirm),
+        f"{len(choose)} and {len(confirm)} evaluation samples",
+    )
+
+
+def load_evaluation(source: str, model: onnx.ModelProto) -> dict[str, Array]:
+    """Return evaluation samples, with their labels if there are any.
+
+    Raises:
+        UsageError: They do not fit the model, or the labels are not as many as the samples.
+    """
+    try:
+        return load_samples(source, model, labels=True)
+    except UsageError as error:
+        if f"no array '{LABELS}'" not in str(error):
+            raise
+    return load_samples(source, model)
+
+
+def count(samples: Samples) -> int:
+    """Return the number of samples."""
+    return len(next(iter(samples.values())))

@@ -1,0 +1,115 @@
+"""Closed-form recovery: the last step of each chain makes up for what the layers before it changed.
+
+Layer after layer, in the order of the model, the last step is solved so that the rewritten network gives on
+the calibration samples what the original gave there::
+
+    asymmetric   A z + b ~ y    the whole last step and its bias       Zhang et al. 2015
+    affine       a A z + b ~ y  a factor and the bias per channel      batch normalization, estimated again
+    bias         A z + b ~ y    the bias alone                         Nagel et al. 2019
+
+y is the layer's output in the original, z what the last step is given in the network as rewritten so far.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from onnxdecomp.methods.base import FloatArray
+from onnxdecomp.runtime.activations import pair_moments
+from onnxdecomp.runtime.session import read_proto
+from onnxdecomp.search.trial import Replacement, Replacements, Trials
+from onnxdecomp.weights.moments import PairMoments
+from onnxdecomp.weights.refit import ridge_solve
+
+STEPS = ("asymmetric", "affine", "bias")
+"""Names of the steps, strongest first."""
+
+RIDGE = 1e-4
+"""Penalty of the asymmetric solution, as a share of the mean second moment of what the step is given."""
+
+
+def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
+    """Return the replacements with every last step solved anew.
+
+    Args:
+        step: One of `STEPS`.
+        replaced: What is replaced, in the order of the model.
+        trials: Builds the network as rewritten so far.
+    """
+    current = dict(replaced)
+    for key, replacement in replaced.items():
+        if step != "asymmetric" and replacement.bias is None:
+            continue
+        rewritten = trials.build(current)
+        tensors = _tensors(read_proto(rewritten), replacement)
+        if not tensors:
+            continue
+        pair = pair_moments(
+            trials.original,
+            rewritten,
+            tensors,
+            replacement.group.layer,
+            replacement.chain.specs[-1],
+            trials.fit_samples,
+            threads=trials.threads,
+        )
+        if pair is not None:
+            current[key] = _solved(step, current[key], pair)
+    return current
+
+
+def _tensors(proto: onnx.ModelProto, replacement: Replacement) -> list[tuple[str, str]]:
+    """Return for each site of the main graph the layer's output and the data input of its last step."""
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    data = 1 if replacement.group.layer.weight_on_left else 0
+    return [
+        (site.output, producers[site.output].input[data])
+        for site in replacement.group.sites
+        if not site.place.scope.prefix
+    ]
+
+
+def _solved(step: str, replacement: Replacement, pair: PairMoments) -> Replacement:
+    """Return a replacement with its last step solved from joint moments."""
+    chain, bias = replacement.chain, replacement.bias
+    shape = chain.weights[-1].shape
+    group = chain.specs[-1].geometry.group
+    last = chain.weights[-1].reshape(shape[0], -1)  # (O, D)
+    if step == "asymmetric":
+        last = _least_squares(pair, group, centred=bias is not None)
+    elif step == "affine":
+        last = _factors(pair, last, group)[:, np.newaxis] * last
+    if bias is not None:
+        bias = pair.mean_y - _mean_output(pair, last, group)
+    return replace(
+        replacement,
+        chain=replace(chain, weights=(*chain.weights[:-1], last.reshape(shape))),
+        bias=bias,
+    )
+
+
+def _least_squares(pair: PairMoments, group: int, *, centred: bool) -> FloatArray:
+    """Return the last step ``(O, D)`` whose outputs are nearest to the original's."""
+    seen, wanted = pair.second_zz, pair.cross_yz.reshape(group, -1, pair.cross_yz.shape[1])
+    if centred:
+        mean_y = pair.mean_y.reshape(group, -1, 1)
+        seen = seen - pair.mean_z[:, :, np.newaxis] * pair.mean_z[:, np.newaxis, :]
+        wanted = wanted - mean_y * pair.mean_z[:, np.newaxis, :]
+    return ridge_solve(seen, wanted, RIDGE).reshape(pair.cross_yz.shape)
+
+
+def _mean_output(pair: PairMoments, last: FloatArray, group: int) -> FloatArray:
+    """Return the mean ``(O,)`` of what a last step makes of its patches, without a bias."""
+    blocks = last.reshape(group, -1, last.shape[1])  # (G, O/G, D)
+    return (blocks @ pair.mean_z[:, :, np.newaxis]).reshape(-1)
+
+
+def _factors(pair: PairMoments, last: FloatArray, group: int) -> FloatArray:
+    """Return ``cov(y, A z) / var(A z)`` of each channel, 1 where the chain's output is constant."""
+    blocks = last.reshape(group, -1, last.shape[1])  # (G, O/G, D)
+    covariance = pair.second_zz - pair.mean_z[:, :, np.newaxis] * pair.mean_z[:, np.newaxis, :]
+    variance = np.sum((blocks @ covariance) * blocks, axis=2).reshape(-1)  # (O,)
+    mean = _mean_output(pair, last, group)
+    product = np.sum(pair.cross_yz * last, axis=1) - pair.mean_y * mean  # (O,)
+    return np.where(variance > 0, product / np.where(variance > 0, variance, 1.0), 1.0)

@@ -1,0 +1,199 @@
+"""Search a whole network: from calibration samples to a decision for every layer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from onnxdecomp.config import Config
+from onnxdecomp.errors import BudgetError, ModelError
+from onnxdecomp.graph.io import Model
+from onnxdecomp.graph.weights import weight_problem
+from onnxdecomp.ranks.study import Study
+from onnxdecomp.report.outcome import Accuracy
+from onnxdecomp.runtime.activations import gather_moments
+from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.machine import channel_block
+from onnxdecomp.runtime.observe import node_times
+from onnxdecomp.runtime.session import read_proto
+from onnxdecomp.search.auto import Pick, Search, ballots
+from onnxdecomp.search.goal import Goal, cost_of
+from onnxdecomp.search.options import LayerOptions, find_options
+from onnxdecomp.search.parts import read_parts
+from onnxdecomp.search.recover import STEPS
+from onnxdecomp.search.trial import Trials
+from onnxdecomp.selection import Decision, Target, measure_chains, timed_inputs
+from onnxdecomp.weights.fit import FITS
+from onnxdecomp.weights.moments import Moments
+
+T = TypeVar("T")
+Track = Callable[[Sequence[T], str], Iterable[T]]
+
+SAMPLE_SECONDS = 0.25
+"""Time of one look at what a single layer does to the network's output."""
+
+NO_DATA = (
+    "there are no moments of its input (it stands inside a body, met values that are not finite, or is too "
+    "large), and only fitted layers are searched"
+)
+
+
+@dataclass
+class Searched:
+    """What a search found.
+
+    Args:
+        decisions: One per target, in their order.
+        accuracy: What the choice loses.
+        notes: Sentences the user should read.
+    """
+
+    decisions: list[tuple[Target, Decision]]
+    accuracy: Accuracy
+    notes: list[str] = field(default_factory=list)
+
+
+def search_network(
+    model: Model, targets: Sequence[Target], config: Config, track: Track[Target] | None = None
+) -> Searched:
+    """Choose methods, ranks and fits of all layers together.
+
+    Args:
+        model: The model.
+        targets: Its layers.
+        config: Calibration, evaluation, metric, budgets and what is switched off.
+        track: Shows progress over the layers.
+
+    Raises:
+        UsageError: Samples or metric do not fit the model.
+        BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
+    """
+    goal = Goal.of(config)
+    parts = read_parts(config, read_proto(model.path or model.proto))
+    with TemporaryDirectory() as scratch:
+        trials = Trials(model, parts, config.metric, config.threads, Path(scratch), SAMPLE_SECONDS)
+        live = [target for target in targets if not target.reason]
+        moments = gather_moments(
+            trials.original, [t.group for t in live], parts.fit, threads=config.threads, seed=config.seed
+        )
+        reasons: dict[str, str] = {}
+        layers = []
+        for target in track(live, "layers") if track else live:
+            found = _options(target, moments.get(target.group.layer.key), config)
+            if isinstance(found, str):
+                reasons[target.group.layer.key] = found
+            else:
+                layers.append(found)
+        in_place = node_times(trials.original, timed_inputs(trials.original, config), config.threads)
+        cost = cost_of(goal.target, in_place)
+        search = Search(ballots(layers, trials, cost), trials, _steps(config))
+        pick = _pick(search, goal, sum(in_place.values()), config)
+    notes = _notes(goal, pick, trials, parts.description)
+    decisions = [(target, _decision(target, layers, pick, reasons)) for target in targets]
+    drop = pick.drop if pick else Drop(0.0, 0.0, 1.0, 1.0, 0)
+    accuracy = Accuracy(
+        trials.metric.name,
+        parts.description,
+        drop.before,
+        drop.after,
+        drop.value,
+        drop.standard_error,
+        goal.max_drop,
+        drop.n_samples,
+        tuple(pick.recovered) if pick else (),
+    )
+    return Searched(decisions, accuracy, notes)
+
+
+def _options(target: Target, moments: Moments | None, config: Config) -> LayerOptions | str:
+    """Return the options of a layer, or why it has none."""
+    if moments is None:
+        return NO_DATA
+    weight = target.group.weight()
+    problem = weight_problem(weight)
+    if problem:
+        return problem
+    study = Study(
+        target.group.layer,
+        weight,
+        target.methods,
+        config.rank_multiple or channel_block(),
+        config.seed,
+        target.asked_for,
+        partial(measure_chains, dtype=target.group.dtype, config=config),
+    )
+    if target.group.layer.in_shape is None:
+        return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
+    fits = [fit for fit in FITS if fit.shrinkage >= 1.0 or "whitening" not in config.without]
+    if "refit" in config.without:
+        fits = [fit.without_refit() for fit in fits]
+    bias = None if "bias" in config.without else target.group.known_bias()
+    try:
+        found = find_options(target, study, moments, bias, fits)
+    except ModelError as error:  # onnxruntime cannot run this layer alone, so nothing can be measured
+        return f"it cannot be timed: {error}"
+    return found.reason or found
+
+
+def _steps(config: Config) -> tuple[str, ...]:
+    return tuple(step for step in STEPS if step not in config.without)
+
+
+def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick | None:
+    """Return the choice that meets the goal; None when it is to keep everything."""
+    if goal.target is None:
+        return search.within_drop(goal.max_drop or 0.0)
+    whole = total_ms if goal.target == "latency" else search.dense_cost
+    rest = whole - search.dense_cost
+    budget = goal.share * whole - rest
+    pick = search.at_cost(budget, recovering=True)
+    if pick is None:
+        least = (search.least_cost + rest) / whole
+        if not config.force:
+            raise BudgetError(
+                f"--target-{goal.target} {goal.share:g} cannot be reached: the strongest choice is expected "
+                f"to reach {least:.3f} of the original. Nothing was written; --force writes that choice."
+            )
+        pick = search.at_cost(search.least_cost * (1 + 1e-9), recovering=True)
+    if pick is None:
+        return None
+    drop = search.confirmed(pick)
+    if goal.max_drop is not None and drop.value > goal.max_drop and not config.force:
+        raise BudgetError(
+            f"--target-{goal.target} {goal.share:g} costs {drop.value:.4g} ± {drop.standard_error:.2g} of "
+            f"the metric, more than --max-drop {goal.max_drop:g}. Nothing was written; --force writes it."
+        )
+    pick.drop = drop
+    return pick
+
+
+def _notes(goal: Goal, pick: Pick | None, trials: Trials, data: str) -> list[str]:
+    if pick is not None:
+        return []
+    return [
+        f"This network has no low-rank slack at this budget: no choice that is faster loses at most "
+        f"{goal.max_drop:g} of {trials.metric.name} on {data}. More samples or a larger --max-drop may help."
+    ]
+
+
+def _decision(
+    target: Target, layers: Sequence[LayerOptions], pick: Pick | None, reasons: dict[str, str]
+) -> Decision:
+    key = target.group.layer.key
+    reason = target.reason or reasons.get(key)
+    if reason:
+        return Decision(reason)
+    (layer,) = (layer for layer in layers if layer.key == key)
+    if pick is None or key not in pick.options:
+        return Decision("kept by the choice across layers: its gain is not worth what it costs in accuracy")
+    option, replacement = pick.options[key], pick.replaced[key]
+    return Decision(
+        "",
+        replacement.chain,
+        option.candidate,
+        layer.weight,
+        replacement.bias,
+        option.fit.name,
+    )

@@ -1,0 +1,114 @@
+"""Rewrite a model with some chains and see what that does to its outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from onnxdecomp.graph.find import LayerGroup
+from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.graph.rewrite import Rewriter
+from onnxdecomp.methods.base import Chain, FloatArray
+from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
+from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
+from onnxdecomp.runtime.samples import LABELS
+from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.parts import Parts, Samples, count
+
+MIN_SENSITIVITY_SAMPLES = 16
+"""Samples that the divergence of a single layer is measured on, at the least."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of a group of layers.
+
+    Args:
+        group: The layers.
+        chain: The chain.
+        bias: ``(O,)`` in place of theirs; None keeps it.
+    """
+
+    group: LayerGroup
+    chain: Chain
+    bias: FloatArray | None = None
+
+
+Replacements = Mapping[str, Replacement]
+"""What is replaced, by key of the layer."""
+
+
+class Trials:
+    """The original's outputs, and those of models in which layers are replaced.
+
+    Args:
+        model: The model as it was read.
+        parts: The samples.
+        metric_name: Name of the metric; None takes the one that suits labels and outputs.
+        threads: Threads inside an operator.
+        scratch: Folder for models whose weights are in files of their own.
+        sample_seconds: Time that one look at a single layer may take, which sets the number of samples.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        parts: Parts,
+        metric_name: str | None,
+        threads: int,
+        scratch: Path,
+        sample_seconds: float,
+    ) -> None:
+        self._model, self.threads, self._scratch = model, threads, scratch
+        self.parts = parts
+        self.original: RuntimeModel = model.path or model.proto
+        start = perf_counter()
+        reference = self._run(self.original, parts.choose)
+        self.seconds_per_sample = (perf_counter() - start) / count(parts.choose)
+        labels = parts.choose.get(LABELS)
+        self.metric: Metric = metric(metric_name or default_metric(reference, labels))
+        self._choose = Judge(self.metric, reference, labels)
+        self._confirm = Judge(self.metric, self._run(self.original, parts.confirm), parts.confirm.get(LABELS))
+        n_few = max(MIN_SENSITIVITY_SAMPLES, int(sample_seconds / self.seconds_per_sample))
+        few = np.arange(min(n_few, count(parts.choose)))
+        self._few = part(parts.choose, few)
+        self._few_judge = Judge(self.metric, {name: array[few] for name, array in reference.items()}, None)
+
+    @property
+    def fit_samples(self) -> Samples:
+        """Samples that chains are fitted to."""
+        return self.parts.fit
+
+    def build(self, replaced: Replacements) -> RuntimeModel:
+        """Return the model with its replacements, as a file where its weights are in files."""
+        out = self._scratch / "trial.onnx" if self._model.data_files else None
+        with ModelWriter(self._model, out) as writer:
+            rewriter = Rewriter(self._model, writer.add_tensor)
+            for replacement in replaced.values():
+                rewriter.replace(replacement.group, replacement.chain, replacement.bias)
+            made = writer.stage(rewriter.finish())
+            writer.publish()
+        return out or made
+
+    def divergence(self, replaced: Replacements) -> float:
+        """Return how far the outputs move on a few samples: smooth, 0 for equal outputs."""
+        return self._few_judge.divergence(self._run(self.build(replaced), self._few))
+
+    def drop(self, model: RuntimeModel) -> Drop:
+        """Return what a model loses on the samples that decide."""
+        return self._choose.drop(self._run(model, self.parts.choose))
+
+    def compared(self, model: RuntimeModel) -> tuple[Drop, float]:
+        """Return what a model loses on the samples that decide, and how far its outputs move there."""
+        outputs = self._run(model, self.parts.choose)
+        return self._choose.drop(outputs), self._choose.divergence(outputs)
+
+    def confirmed(self, model: RuntimeModel) -> Drop:
+        """Return what a model loses on the samples that no decision was made on."""
+        return self._confirm.drop(self._run(model, self.parts.confirm))
+
+    def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
+        inputs = {name: array for name, array in samples.items() if name != LABELS}
+        return outputs_over(model, inputs, threads=self.threads)

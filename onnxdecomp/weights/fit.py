@@ -1,0 +1,102 @@
+"""How a factorization of one layer is fitted to its data: the basis, then the last step.
+
+Which fit makes the better network is not what the error of the layer says: plain bases with a refitted last
+step often beat whitened ones on convolutions, and whitened ones are best for matrices. So fits are candidates
+like methods and ranks are, and the search over a network tries them on the network's own output.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxdecomp.layer import Layer
+from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks
+from onnxdecomp.weights.moments import Moments
+from onnxdecomp.weights.refit import Metric, refitted
+from onnxdecomp.weights.whiten import Root, WhitenedAnalysis, first_axes, root_of
+
+MAX_ROOT = 2048
+"""Largest root of a moment: beyond it only the channels are whitened, or nothing."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One way to fit.
+
+    Args:
+        name: For reports.
+        shrinkage: Share of the identity in the metric of the basis: 1 is the weight alone, 0 the data.
+        refit: Whether the last step is refitted.
+    """
+
+    name: str
+    shrinkage: float
+    refit: bool = True
+
+    def without_refit(self) -> "Fit":
+        """Return the same basis with the last step as the factorization gives it."""
+        return replace(self, name=f"{self.name}, not refitted", refit=False)
+
+
+WEIGHTS = Fit("weights", 1.0)
+SHRUNK = Fit("shrunk", 0.3)
+WHITENED = Fit("whitened", 0.0)
+
+FITS = (WEIGHTS, SHRUNK, WHITENED)
+"""The fits that a search tries, each with a refitted last step."""
+
+
+def default_fit(layer: Layer) -> Fit:
+    """Return the fit for a layer when no network output decides: whitened matrices, plain kernels."""
+    return WEIGHTS if layer.kernel else WHITENED
+
+
+@dataclass
+class Data:
+    """What samples say about one layer, and how it is used.
+
+    Args:
+        metric: How errors of the weight count.
+        fit: How to fit.
+    """
+
+    metric: Metric
+    fit: Fit
+    _roots: dict[tuple[int, ...], Root] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, layer: Layer, weight: FloatArray, moments: Moments, fit: Fit, *, with_bias: bool) -> "Data":
+        """Return the data of a layer with its weight ``(O, I/G, *K)``."""
+        return cls(Metric.of(layer, weight, moments, with_bias=with_bias), fit)
+
+    def analyze(
+        self,
+        method: Method,
+        layer: Layer,
+        weight: FloatArray,
+        rng: np.random.Generator,
+        max_ranks: Ranks | None,
+    ) -> Analysis:
+        """Analyze a weight in the metric of the fit's basis."""
+        axes = first_axes(layer, method.plan(layer, method.rank_bounds(layer))[0])
+        root = self._root(layer, axes)
+        if root is None:
+            return method.analyze(layer, weight, rng, max_ranks)
+        return WhitenedAnalysis(method, layer, weight, root, rng, max_ranks)
+
+    def refitted(self, chain: Chain) -> Chain:
+        """Return a chain with its last step refitted, if the fit says so."""
+        return refitted(chain, self.metric) if self.fit.refit else chain
+
+    def _root(self, layer: Layer, axes: tuple[int, ...]) -> Root | None:
+        """Return the root over what a first step sees; None for no whitening."""
+        if self.fit.shrinkage >= 1.0:
+            return None
+        size = layer.weight_shape[1]
+        if size * int(np.prod([layer.kernel[axis] for axis in axes])) > MAX_ROOT:
+            axes = ()
+        if size > MAX_ROOT:
+            return None
+        if axes not in self._roots:
+            self._roots[axes] = root_of(layer, self.metric.moment, axes, self.fit.shrinkage)
+        return self._roots[axes]
