@@ -1,0 +1,129 @@
+"""How far a changed model's outputs are from the original's: a smooth number that needs few samples.
+
+A drop in accuracy is counted in whole samples, so a few hundred do not tell small changes apart. How far the
+outputs move does, and it needs no labels.
+"""
+
+from math import inf, isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxdecomp.runtime.evaluate import Outputs
+from onnxdecomp.runtime.session import Array
+
+FloatArray = NDArray[np.float64]
+
+SUM_TOLERANCE = 0.01
+"""How far the sum of a row of probabilities may be from 1, which is what float16 leaves of it."""
+
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
+"""Smaller probabilities count as this, so that one that vanished in float32 does not decide alone."""
+
+CHUNK = 2**20
+"""Values that are compared at once."""
+
+
+class Divergence:
+    """The divergence of outputs from those of the original.
+
+    Where the original's first output looks like class scores, it is the mean Kullback-Leibler divergence
+    KL(original || outputs) in nats over samples and positions: of the softmax, or of the rows themselves
+    where they are probabilities already. Otherwise it is the noise power ||out - ref||^2 / ||ref||^2, as
+    the mean over the outputs of floating point; without any, the share of entries that differ. Which of
+    these it is depends on the original alone.
+
+    Args:
+        reference: Outputs of the original, samples on axis 0.
+    """
+
+    def __init__(self, reference: Outputs) -> None:
+        self._reference = reference
+        self._as_classes = looks_like_class_scores(reference)
+        self._as_probabilities = self._as_classes and _are_probabilities(first_output(reference))
+
+    def of(self, outputs: Outputs) -> float:
+        """Return the divergence, at least 0.
+
+        Returns:
+            0 for equal outputs; `inf` where one is missing or of another shape, or where an entry is NaN or
+            infinite and the original's is not.
+        """
+        if any(np.shape(outputs.get(name, ())) != np.shape(a) for name, a in self._reference.items()):
+            return inf
+        with np.errstate(all="ignore"):
+            found = self._mean_kl(outputs) if self._as_classes else self._noise_power(outputs)
+        return found if isfinite(found) else inf
+
+    def _mean_kl(self, outputs: Outputs) -> float:
+        ours, theirs = first_output(outputs), first_output(self._reference)
+        n_classes = theirs.shape[-1]
+        ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
+        logs = _log_probabilities if self._as_probabilities else _log_softmax
+        step, total = max(1, CHUNK // n_classes), 0.0
+        for start in range(0, len(theirs), step):
+            q, p = (np.asarray(a[start : start + step], np.float64) for a in (ours, theirs))
+            if not np.all(np.isfinite(q) | (q == p)):
+                return inf
+            total += _kl(logs(p), logs(q))
+        return total / len(theirs)
+
+    def _noise_power(self, outputs: Outputs) -> float:
+        floats = [name for name, array in self._reference.items() if is_float(np.asarray(array))]
+        if not floats:
+            pairs = [(outputs[name], array) for name, array in self._reference.items()]
+            return float(np.mean([np.mean(np.asarray(ours != theirs)) for ours, theirs in pairs]))
+        found = []
+        for name in floats:
+            ours, theirs = (np.asarray(o[name], np.float64) for o in (outputs, self._reference))
+            finite = np.isfinite(theirs)
+            noise = np.square(ours - theirs)[finite].sum()
+            found.append(float(noise_over_signal(noise, np.square(theirs[finite]).sum())))
+        return float(np.mean(found))
+
+
+def looks_like_class_scores(outputs: Outputs) -> bool:
+    """Tell whether the first output may be scores, (n, C) or (n, steps, C) of floating point, C >= 2."""
+    first = np.asarray(first_output(outputs))
+    if not is_float(first) or first.ndim not in (2, 3) or first.shape[-1] < 2 or not first.size:
+        return False
+    highest = np.max(np.asarray(first, np.float64), axis=-1)
+    return bool(np.all(np.isfinite(highest)))  # an entry may be -inf: a class ruled out
+
+
+def first_output(outputs: Outputs) -> Array:
+    """Return the first output."""
+    return next(iter(outputs.values()))
+
+
+def is_float(array: Array) -> bool:
+    """Tell whether an array is of floating point, those kinds included that numpy itself does not know."""
+    return array.dtype.kind == "f" or array.dtype.name.startswith(("bfloat", "float"))
+
+
+def noise_over_signal(noise: FloatArray, signal: FloatArray) -> FloatArray:
+    """Return noise / signal, entry by entry; without a signal any noise counts as much as all of it."""
+    return np.where(signal > 0, noise / np.where(signal > 0, signal, 1.0), np.sign(noise))
+
+
+def _are_probabilities(scores: Array) -> bool:
+    values = np.asarray(scores, np.float64)
+    return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
+
+
+def _log_softmax(rows: FloatArray) -> FloatArray:
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _log_probabilities(rows: FloatArray) -> FloatArray:
+    kept = np.maximum(rows, LEAST_PROBABILITY)
+    return np.asarray(np.log(kept / kept.sum(axis=1, keepdims=True)))
+
+
+def _kl(log_p: FloatArray, log_q: FloatArray) -> float:
+    """Return the sum over rows of KL(p || q), as sum of p log(p / q) - p + q: no term is below 0."""
+    p, q, ratio = np.exp(log_p), np.exp(log_q), log_p - log_q
+    near = p * (ratio + np.expm1(-ratio))  # keeps its digits where p and q are almost equal
+    terms = np.where(np.abs(ratio) < 1, near, p * ratio + q - p)
+    return float(np.where(p > 0, np.maximum(terms, 0.0), q).sum())

@@ -1,0 +1,330 @@
+"""How much a changed model lost against the original on samples, with the standard error of that.
+
+Both models see the same samples, so errors are paired: only what differs between the two makes a drop
+uncertain. A broken output, NaN or infinite where the original's is not, counts as wrong or as an infinite
+drop.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, isfinite, nan, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.divergence import (
+    Divergence,
+    first_output,
+    is_float,
+    looks_like_class_scores,
+    noise_over_signal,
+)
+from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs
+from onnxdecomp.runtime.samples import LABELS
+from onnxdecomp.runtime.session import Array
+
+FloatArray = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+MEANS = ("top1", "agreement", "cosine")
+"""Metrics that are means over samples: each sample has a score of its own."""
+
+BLOCKS = 20
+"""Blocks of samples, at most, that are left out in turn to see how much a score depends on them."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse than the original a model is; negative when it is better.
+
+    Args:
+        value: Before - after in the unit of the metric (0.01 is one point of top1). Of ``sqnr``: the noise
+            power over that of the signal, where 0.01 is 20 dB, since an unchanged model has no finite dB.
+        standard_error: Of `value` over the choice of the samples. It is 0 when no sample differs, however
+            few there are (`upper` allows for that), and infinite when it cannot be known.
+        before: Score of the original. In dB an unchanged output counts `LIMIT_DB`.
+        after: Score of the model.
+        n_samples: Samples compared.
+        counted: True where each sample is right or wrong, in whole or in parts.
+    """
+
+    value: float
+    standard_error: float
+    before: float
+    after: float
+    n_samples: int
+    counted: bool = False
+
+    def upper(self, z: float = 1.64) -> float:
+        """Return what the drop over all samples there could be stays below: at 95 % for z = 1.64.
+
+        Where samples are counted, the standard error is at least that with two samples more, one that only
+        the original gets right and one that only the other does: no differing sample among 1000 means a
+        drop below 0.0024, not 0.
+
+        Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+        proportions based on paired data", Journal of Educational and Behavioral Statistics 37 (2012), for
+        the two samples; the value itself stays as observed.
+        """
+        return self.value + z * max(self.standard_error, self._error_with_two_more if self.counted else 0.0)
+
+    @property
+    def _error_with_two_more(self) -> float:
+        n = self.n_samples
+        squares = n * (n * self.standard_error**2 + self.value**2)  # sum of the squared differences
+        variance = (squares + 2) / (n + 2) - (n * self.value / (n + 2)) ** 2
+        return sqrt(variance / (n + 2))
+
+
+class Judge:
+    """Compares outputs of changed models with those of the original on one part of the data.
+
+    Args:
+        measure: The metric.
+        reference: Outputs of the original, samples on axis 0.
+        labels: One for each of these samples; None where there are none. `drop` may need them.
+
+    Raises:
+        UsageError: There are not as many labels as samples, or the metric does not fit the outputs.
+    """
+
+    def __init__(self, measure: Metric, reference: Outputs, labels: Array | None) -> None:
+        self._measure, self._reference, self._labels = measure, reference, labels
+        self._built_in = METRICS.get(measure.name) is measure
+        self._divergence = Divergence(reference)
+        self.n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
+        if not self.n_samples:
+            raise UsageError("The original was run on no samples: give at least one.")
+        if labels is not None and len(labels) != self.n_samples:
+            raise UsageError(
+                f"There are {len(labels)} labels for {self.n_samples} samples that the model was run on: "
+                "give one label per sample, and whole batches where the model's batch is fixed."
+            )
+        if labels is None and measure.needs_labels:
+            return
+        if self._built_in:
+            _check_fit(measure, reference, labels)
+        self._before = self._score(reference)
+        if not isfinite(self._before):
+            raise UsageError(
+                f"Metric {measure.name} is {self._before} for the original itself: choose another metric."
+            )
+
+    def drop(self, outputs: Outputs) -> Drop:
+        """Return how much worse the outputs of a changed model are.
+
+        Means over samples (`MEANS`) have the paired standard error, for shares
+        ``sqrt((p10 + p01 - value**2) / n)`` with the shares p10 and p01 of samples that only one of the two
+        gets right. That of psnr and sqnr is of the jackknife over samples, that of a function of the user
+        of the jackknife over `BLOCKS` blocks.
+
+        Args:
+            outputs: On the same samples as the reference, in the same order.
+
+        Raises:
+            UsageError: The metric needs labels and there are none, or cannot compare these outputs.
+        """
+        if self._labels is None and self._measure.needs_labels:
+            raise UsageError(f"Metric {self._measure.name} needs an array '{LABELS}' beside the inputs.")
+        if not self._built_in:
+            return self._drop_of_whole(outputs)
+        (name, theirs), ours = next(iter(self._reference.items())), first_output(outputs)
+        if np.shape(ours) != np.shape(theirs):
+            raise UsageError(
+                f"Output '{name}' has shape {np.shape(ours)}, that of the original {np.shape(theirs)}: "
+                f"metric {self._measure.name} compares them sample by sample."
+            )
+        return self._drop_of_means(outputs) if self._measure.name in MEANS else self._drop_of_noise(outputs)
+
+    def divergence(self, outputs: Outputs) -> float:
+        """Return how far outputs are from the original's: see `Divergence`. Takes no labels."""
+        return self._divergence.of(outputs)
+
+    def _drop_of_means(self, outputs: Outputs) -> Drop:
+        after = self._scores(outputs)  # (n,)
+        lost = self._scores_before - after  # (n,)
+        error = float(lost.std()) / sqrt(self.n_samples)
+        return Drop(
+            float(lost.mean()),
+            error,
+            float(self._scores_before.mean()),
+            float(after.mean()),
+            self.n_samples,
+            counted=self._measure.unit == "share",
+        )
+
+    def _drop_of_noise(self, outputs: Outputs) -> Drop:
+        if np.any(self._broken(outputs)):
+            return Drop(inf, 0.0, self._before, nan, self.n_samples)
+        after = self._score(outputs)
+        ours, theirs = _rows(outputs), _rows(self._reference)  # (n, values)
+        if self._measure.name == "sqnr":
+            sums = np.stack([np.square(ours - theirs).sum(1), np.square(theirs).sum(1)])  # (2, n)
+            value = float(noise_over_signal(*sums.sum(1)))
+            error = _jackknife(noise_over_signal(*_left_out(sums)))
+        else:
+            truth = theirs if self._labels is None else _rows({"": self._labels}).reshape(ours.shape)
+            sums = np.stack([np.square(rows - truth).mean(1) for rows in (theirs, ours)])  # (2, n)
+            value = self._before - after
+            means = _left_out(sums) / max(self.n_samples - 1, 1)
+            error = _jackknife(np.subtract(*_decibels(float(np.ptp(truth)), means)))
+        return Drop(value, error, self._before, after, self.n_samples)
+
+    def _drop_of_whole(self, outputs: Outputs) -> Drop:
+        after = self._score(outputs)
+        if not isfinite(after):
+            return Drop(inf, 0.0, self._before, after, self.n_samples)
+        error = inf
+        lengths = {np.shape(array)[:1] for array in (*outputs.values(), *self._reference.values())}
+        if lengths == {(self.n_samples,)}:
+            error = _jackknife(self._rests_before - [self._score(outputs, rows) for rows in self._rests])
+        return Drop(self._before - after, error, self._before, after, self.n_samples)
+
+    @cached_property
+    def _scores_before(self) -> FloatArray:
+        return self._scores(self._reference)
+
+    @cached_property
+    def _rests(self) -> list[Rows]:
+        """The samples without each block in turn. Blocks are drawn, since samples may be sorted by class."""
+        order = np.random.default_rng(0).permutation(self.n_samples)
+        blocks = np.array_split(order, min(BLOCKS, self.n_samples))
+        return [np.setdiff1d(order, block) for block in blocks] if len(blocks) > 1 else []
+
+    @cached_property
+    def _rests_before(self) -> FloatArray:
+        return np.array([self._score(self._reference, rows) for rows in self._rests])
+
+    def _scores(self, outputs: Outputs) -> FloatArray:
+        """Return the score of each sample, 0 where its output is broken, ``(n,)``."""
+        ours, theirs, labels = first_output(outputs), first_output(self._reference), self._labels
+        alone = []
+        with np.errstate(all="ignore"):
+            for row in (slice(start, start + 1) for start in range(self.n_samples)):
+                truth = None if labels is None else labels[row]
+                alone.append(self._measure.score({"": ours[row]}, truth, {"": theirs[row]}))
+        return np.where(self._broken(outputs), 0.0, np.array(alone))
+
+    def _broken(self, outputs: Outputs) -> NDArray[np.bool_]:
+        """Tell of each sample whether its first output is NaN or infinite where the original's is not."""
+        ours, theirs = _rows(outputs), _rows(self._reference)
+        return np.asarray(np.any(~np.isfinite(ours) & (ours != theirs), axis=1))
+
+    def _score(self, outputs: Outputs, rows: Rows | None = None) -> float:
+        labels, reference = self._labels, self._reference
+        if rows is not None:
+            outputs, reference = part(outputs, rows), part(reference, rows)
+            labels = None if labels is None else labels[rows]
+        with np.errstate(all="ignore"):
+            found = self._measure.score(outputs, labels, reference)
+        try:
+            return float(found)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"Metric {self._measure.name} returned a {type(found).__name__}: it has to return a number."
+            ) from error
+
+
+def default_metric(reference: Outputs, labels: Array | None) -> str:
+    """Return the metric for users who name none.
+
+    That is ``top1`` with labels; else ``agreement`` where the first output looks like class scores or is
+    whole numbers, which are a choice themselves; else ``sqnr``.
+    """
+    if labels is not None:
+        return "top1"
+    chooses = looks_like_class_scores(reference) or np.asarray(first_output(reference)).dtype.kind in "biu"
+    return "agreement" if chooses else "sqnr"
+
+
+def part(samples: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
+    """Return some of the samples: these rows of every array, in this order."""
+    return {name: np.asarray(array)[rows] for name, array in samples.items()}
+
+
+def split_rows(n: int, shares: Sequence[float], seed: int) -> list[Rows]:
+    """Draw disjoint parts of n samples.
+
+    Args:
+        n: Number of samples.
+        shares: Share of each part, above 0, together at most 1.
+        seed: The only source of chance.
+
+    Returns:
+        For each part its rows, rising. Every part has at least one where there are as many samples as
+        parts.
+
+    Raises:
+        ValueError: The shares are not shares.
+    """
+    wanted = n * np.asarray(shares, np.float64)
+    if not np.all(wanted >= 0) or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
+        raise ValueError(f"Shares {list(shares)} have to be above 0 and together at most 1.")
+    sizes = np.maximum(np.floor(wanted + 1e-9).astype(np.int64), 1)
+    while sizes.sum() > n:
+        spare = np.where(sizes > 1, n, 0) + sizes - wanted  # leave a part empty only when all have one
+        sizes[len(sizes) - 1 - int(np.argmax(spare[::-1]))] -= 1
+    while sizes.sum() < round(wanted.sum()):
+        sizes[int(np.argmax(wanted - sizes))] += 1
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(rows) for rows in np.split(order, np.cumsum(sizes))[: len(sizes)]]
+
+
+def _rows(outputs: Outputs) -> FloatArray:
+    """Return the first output in float64, ``(n, values)``."""
+    first = np.atleast_1d(np.asarray(first_output(outputs), np.float64))
+    return first.reshape(len(first), -1)
+
+
+def _check_fit(measure: Metric, outputs: Outputs, labels: Array | None) -> None:
+    """Refuse what is no tensor of numbers, a choice without alternatives, and labels of unknown classes."""
+    (name, first), *_ = outputs.items()
+    if not isinstance(first, np.ndarray) or not (is_float(first) or first.dtype.kind in "biu"):
+        raise UsageError(
+            f"Output '{name}' is no tensor of numbers, which metric {measure.name} needs: name a function of "
+            "your own, package.module:function."
+        )
+    if measure.unit != "share" and not np.all(np.isfinite(np.asarray(first, np.float64))):
+        raise UsageError(
+            f"Output '{name}' of the original has values that are NaN or infinite, which metric "
+            f"{measure.name} cannot count with: try agreement."
+        )
+    if measure.unit != "share" or first.ndim < 2 or not is_float(first):
+        return
+    n_classes = first.shape[2 if first.ndim == 3 else 1]
+    if n_classes < 2:
+        raise UsageError(
+            f"Output '{name}' {first.shape} has one number where metric {measure.name} needs one for each of "
+            "two or more classes: try cosine, psnr or sqnr."
+        )
+    if measure.needs_labels and labels is not None and np.max(labels) >= n_classes:
+        raise UsageError(
+            f"Labels go up to {np.max(labels)}, and output '{name}' {first.shape} has scores for "
+            f"{n_classes} classes, counted from 0: metric {measure.name} needs labels of these classes."
+        )
+
+
+def _left_out(sums: FloatArray) -> FloatArray:
+    """Return totals without each sample in turn: ``(k, n)`` of the samples -> ``(k, n)``."""
+    left: FloatArray = np.maximum(sums.sum(axis=1, keepdims=True) - sums, 0.0)  # not below 0 by rounding
+    return left
+
+
+def _jackknife(values: FloatArray) -> float:
+    """Return the standard error of a statistic, given its values without each of the n parts.
+
+    Source: Efron and Stein, "The jackknife estimate of variance", Annals of Statistics 9 (1981).
+    """
+    if len(values) < 2 or not np.all(np.isfinite(values)):
+        return inf
+    return sqrt((len(values) - 1) * float(np.var(values)))
+
+
+def _decibels(peak: float, errors: FloatArray) -> FloatArray:
+    """Return the peak signal-to-noise ratio at mean square errors, as metric psnr counts it."""
+    if peak <= 0:
+        return np.where(errors > 0, -LIMIT_DB, LIMIT_DB)
+    least = peak**2 * 10.0 ** (-LIMIT_DB / 10.0)
+    return np.asarray(10.0 * np.log10(peak**2 / np.maximum(errors, least)))
