@@ -127,6 +127,10 @@ def convert(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime  [default: 1]")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice  [default: 0]")] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Keeps what was measured for the next run; none keeps nothing."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="REPORT.json", help="Write what was done as JSON.")
     ] = None,
@@ -167,6 +171,7 @@ def convert(
         "verify": verify,
         "threads": threads,
         "seed": seed,
+        "cache": cache,
         "allow_slower": allow_slower or None,
         "force": force or None,
     }

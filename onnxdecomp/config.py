@@ -21,7 +21,7 @@ from onnxdecomp.errors import UsageError, unknown_name
 FLAGS = ("allow_slower", "force")
 """Entries that are true or false."""
 
-TEXTS = ("rank", "method", "metric", "verify", "calibration", "evaluation")
+TEXTS = ("rank", "method", "metric", "verify", "calibration", "evaluation", "cache")
 """Entries that are words."""
 
 SHARES = ("max_error", "max_drop", "target_latency", "target_macs", "target_size")
@@ -74,6 +74,8 @@ class Config:
         seed: Seed of every random choice.
         allow_slower: Take chains that are measured to be slower than their layers, when ranks were named.
             Nothing is timed then but under ``auto``, so that the result depends on input and seed alone.
+        cache: Folder that keeps latencies, moments and evaluations for the next run; None is one of the
+            user's own, ``none`` keeps nothing.
         force: Write the output even if the verification fails.
     """
 
@@ -98,6 +100,7 @@ class Config:
     threads: int = 1
     seed: int = 0
     allow_slower: bool = False
+    cache: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from onnxdecomp.ranks import parse_policy
 from onnxdecomp.ranks.fixed import Fixed
 from onnxdecomp.ranks.policy import Policy
 from onnxdecomp.ranks.study import Candidate, Measured, Study
+from onnxdecomp.runtime.cache import Cache, default_cache_folder
 from onnxdecomp.runtime.evaluate import BATCH
 from onnxdecomp.runtime.feeds import runnable_feeds
-from onnxdecomp.runtime.latency import paired_speedup, time_chains
+from onnxdecomp.runtime.latency_table import LatencyTable
 from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.observe import observe
 from onnxdecomp.runtime.samples import batches, load_samples
@@ -221,15 +223,21 @@ def _guarded(choice: Candidate, group: LayerGroup, study: Study, config: Config)
 def measure_chains(
     layer: Layer, candidates: Sequence[Candidate], dtype: np.dtype, config: Config
 ) -> list[Measured]:
-    """Time candidates beside the dense layer, alone and interleaved in onnxruntime."""
-    dense, chains = time_chains(
-        layer, [c.specs for c in candidates], threads=config.threads, seed=config.seed, dtype=dtype
-    )
-    measured = []
-    for chain in chains:
-        speedup = paired_speedup(dense.samples_ms, chain.samples_ms)
-        measured.append(Measured(dense.median_ms, chain.median_ms, speedup.ratio, speedup.low, speedup.high))
-    return measured
+    """Time candidates beside the dense layer, alone and interleaved in onnxruntime, or look that up."""
+    table = _latency_table(config.cache, config.threads, config.seed)
+    return table.measure(layer, [candidate.specs for candidate in candidates], dtype)
+
+
+def open_cache(folder: str | None) -> Cache:
+    """Return the cache in a folder: the user's own one for None, one that keeps nothing for ``none``."""
+    if folder == "none":
+        return Cache(None)
+    return Cache(Path(folder) if folder else default_cache_folder())
+
+
+@cache
+def _latency_table(folder: str | None, threads: int, seed: int) -> LatencyTable:
+    return LatencyTable(open_cache(folder), threads, seed)
 
 
 def _check_patterns(found: Found, config: Config) -> None:

@@ -14,8 +14,9 @@ from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
 from onnxdecomp.search.options import LayerOptions, Option
 from onnxdecomp.search.recover import recover
+from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.sensitivity import Curve, measure_layer
-from onnxdecomp.search.trial import Replacement, Trials
+from onnxdecomp.search.trial import Trials
 
 BISECTIONS = 7
 """Real evaluations that find the budget of cost, each on all samples that decide."""
@@ -119,7 +120,7 @@ class Search:
             if ballot.layer.key in options
         }
         cost = sum(ballot.items[i].cost for ballot, i in zip(self._ballots, chosen, strict=True))
-        drop, divergence = self._trials.compared(self._trials.build(replaced))
+        drop, divergence = self._trials.compared(replaced)
         pick = Pick(replaced, options, cost, drop, divergence)
         return self._recovered(pick) if recovering and replaced else pick
 
@@ -165,14 +166,14 @@ class Search:
 
     def confirmed(self, pick: Pick) -> Drop:
         """Return what a choice loses on the samples that no decision was made on."""
-        return self._trials.confirmed(self._trials.build(pick.replaced))
+        return self._trials.confirmed(pick.replaced)
 
     def _recovered(self, pick: Pick) -> Pick:
         """Return a choice after the recovery steps that move its outputs nearer to the original's."""
         best = pick
         for step in self._steps:
             changed = recover(step, best.replaced, self._trials)
-            drop, divergence = self._trials.compared(self._trials.build(changed))
+            drop, divergence = self._trials.compared(changed)
             if divergence < best.divergence:
                 best = replace(
                     best,

@@ -12,7 +12,7 @@ from math import prod
 from onnxdecomp.methods.base import Chain, FloatArray, Method, recompose
 from onnxdecomp.ranks.search import within_budget
 from onnxdecomp.ranks.study import Candidate, Measured, Study
-from onnxdecomp.search.trial import Replacement
+from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.selection import Target
 from onnxdecomp.weights.fit import FITS, SHRUNK, Data, Fit
 from onnxdecomp.weights.moments import Moments

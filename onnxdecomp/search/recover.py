@@ -18,7 +18,8 @@ import onnx
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.activations import pair_moments
 from onnxdecomp.runtime.session import read_proto
-from onnxdecomp.search.trial import Replacement, Replacements, Trials
+from onnxdecomp.search.replacement import Replacement, Replacements
+from onnxdecomp.search.trial import Trials
 from onnxdecomp.weights.moments import PairMoments
 from onnxdecomp.weights.refit import ridge_solve
 

@@ -20,11 +20,12 @@ from onnxdecomp.runtime.observe import node_times
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
 from onnxdecomp.search.goal import Goal, cost_of
+from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
 from onnxdecomp.search.recover import STEPS
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.selection import Decision, Target, measure_chains, timed_inputs
+from onnxdecomp.selection import Decision, Target, measure_chains, open_cache, timed_inputs
 from onnxdecomp.weights.fit import FITS
 from onnxdecomp.weights.moments import Moments
 
@@ -73,11 +74,15 @@ def search_network(
     goal = Goal.of(config)
     parts = read_parts(config, read_proto(model.path or model.proto))
     with TemporaryDirectory() as scratch:
-        trials = Trials(model, parts, config.metric, config.threads, Path(scratch), SAMPLE_SECONDS)
+        settings = {"seed": config.seed, "threads": config.threads}
+        samples = (parts.fit, parts.choose, parts.confirm)
+        memory = Memory(open_cache(config.cache), model, samples, settings)
+        trials = Trials(model, parts, config.metric, config.threads, Path(scratch), SAMPLE_SECONDS, memory)
         live = [target for target in targets if not target.reason]
-        moments = gather_moments(
-            trials.original, [t.group for t in live], parts.fit, threads=config.threads, seed=config.seed
+        gather = partial(
+            gather_moments, trials.original, samples=parts.fit, threads=config.threads, seed=config.seed
         )
+        moments = memory.moments([target.group for target in live], gather)
         reasons: dict[str, str] = {}
         layers = []
         for target in track(live, "layers") if track else live:

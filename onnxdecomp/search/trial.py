@@ -1,43 +1,24 @@
 """Rewrite a model with some chains and see what that does to its outputs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
-from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, count
+from onnxdecomp.search.replacement import Replacements
 
 MIN_SENSITIVITY_SAMPLES = 16
 """Samples that the divergence of a single layer is measured on, at the least."""
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """What takes the place of a group of layers.
-
-    Args:
-        group: The layers.
-        chain: The chain.
-        bias: ``(O,)`` in place of theirs; None keeps it.
-    """
-
-    group: LayerGroup
-    chain: Chain
-    bias: FloatArray | None = None
-
-
-Replacements = Mapping[str, Replacement]
-"""What is replaced, by key of the layer."""
 
 
 class Trials:
@@ -50,6 +31,7 @@ class Trials:
         threads: Threads inside an operator.
         scratch: Folder for models whose weights are in files of their own.
         sample_seconds: Time that one look at a single layer may take, which sets the number of samples.
+        memory: Keeps what was measured, for the next search of the same model on the same samples.
     """
 
     def __init__(
@@ -60,9 +42,10 @@ class Trials:
         threads: int,
         scratch: Path,
         sample_seconds: float,
+        memory: Memory,
     ) -> None:
         self._model, self.threads, self._scratch = model, threads, scratch
-        self.parts = parts
+        self.parts, self._memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
         start = perf_counter()
         reference = self._run(self.original, parts.choose)
@@ -96,18 +79,20 @@ class Trials:
         """Return how far the outputs move on a few samples: smooth, 0 for equal outputs."""
         return self._few_judge.divergence(self._run(self.build(replaced), self._few))
 
-    def drop(self, model: RuntimeModel) -> Drop:
-        """Return what a model loses on the samples that decide."""
-        return self._choose.drop(self._run(model, self.parts.choose))
+    def compared(self, replaced: Replacements) -> tuple[Drop, float]:
+        """Return what replacements lose on the samples that decide, and how far the outputs move there."""
 
-    def compared(self, model: RuntimeModel) -> tuple[Drop, float]:
-        """Return what a model loses on the samples that decide, and how far its outputs move there."""
-        outputs = self._run(model, self.parts.choose)
-        return self._choose.drop(outputs), self._choose.divergence(outputs)
+        def measure() -> dict[str, float]:
+            outputs = self._run(self.build(replaced), self.parts.choose)
+            return {**asdict(self._choose.drop(outputs)), "divergence": self._choose.divergence(outputs)}
 
-    def confirmed(self, model: RuntimeModel) -> Drop:
-        """Return what a model loses on the samples that no decision was made on."""
-        return self._confirm.drop(self._run(model, self.parts.confirm))
+        found: dict[str, Any] = dict(self._memory.number(f"compared-{self.metric.name}", replaced, measure))
+        divergence = found.pop("divergence")
+        return Drop(**found), divergence
+
+    def confirmed(self, replaced: Replacements) -> Drop:
+        """Return what replacements lose on the samples that no decision was made on."""
+        return self._confirm.drop(self._run(self.build(replaced), self.parts.confirm))
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         inputs = {name: array for name, array in samples.items() if name != LABELS}
