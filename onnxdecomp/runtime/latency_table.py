@@ -3,6 +3,7 @@
 Milliseconds of two runs of a program cannot be compared: the clock rate and the load were different. What is
 kept is therefore how many times faster a chain is than the dense layer it was interleaved with, and the
 milliseconds of the dense layer once. The rest follows, so that all chains of a layer are on one scale.
+Rounds in which something else interrupted the machine are left out.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Method, Ranks
 from onnxdecomp.ranks.study import Measured
 from onnxdecomp.runtime.cache import Cache, Key, canonical
-from onnxdecomp.runtime.latency import paired_speedup, time_chains
+from onnxdecomp.runtime.latency import MIN_ROUNDS, Timing, paired_speedup, time_chains
 from onnxdecomp.runtime.machine import usable_cores
 
 KIND = "latency"
@@ -26,6 +27,9 @@ TOGETHER = 8
 STEADY = 0.2
 """Widest spread, from quartile to quartile, as a share of the median, of what is kept on disk: what was
 measured at a bad moment is measured again by the next run of the program."""
+
+DISTURBED = 1.5
+"""A sample this many times the fastest of its kind was interrupted by something else on the machine."""
 
 STEPS = (4, 8, 16)
 """Channel blocks of the processors known: ranks that are multiples of one may end a stair."""
@@ -117,10 +121,11 @@ class LatencyTable:
         )
         key = self._key(layer, None, dtype)
         if self._find(key) is None:
-            steady = 2 * dense.spread_ms <= STEADY * dense.median_ms
-            self._keep(key, {"median_ms": dense.median_ms}, steady=steady)
+            alone = Timing.of(*_undisturbed(dense.samples_ms))
+            steady = 2 * alone.spread_ms <= STEADY * alone.median_ms
+            self._keep(key, {"median_ms": alone.median_ms}, steady=steady)
         for (key, _), chain in zip(chains, others, strict=True):
-            found = paired_speedup(dense.samples_ms, chain.samples_ms)
+            found = paired_speedup(*_undisturbed(dense.samples_ms, chain.samples_ms))
             steady = found.high - found.low <= STEADY * found.ratio
             self._keep(key, {"ratio": found.ratio, "low": found.low, "high": found.high}, steady=steady)
 
@@ -168,6 +173,19 @@ def nearby_ranks(rank: int, bound: int) -> list[int]:
     below = {rank - rank % step for step in STEPS}
     above = {rank - rank % step + step for step in STEPS}
     return sorted({min(near, bound) for near in below | above if near > 0})
+
+
+def _undisturbed(*series: Sequence[float]) -> tuple[list[float], ...]:
+    """Return paired samples without the rounds in which one took far longer than its fastest.
+
+    A process that has to wait for others to finish waits for as long again as it ran, or longer, and a long
+    run more often than a short one: medians of disturbed rounds would flatter short runs. Without
+    `MIN_ROUNDS` undisturbed ones all are returned, and their spread says what they are worth.
+    """
+    limits = [DISTURBED * min(samples) for samples in series]
+    rounds = list(zip(*series, strict=True))
+    calm = [r for r in rounds if all(ms <= limit for ms, limit in zip(r, limits, strict=True))]
+    return tuple(map(list, zip(*(calm if len(calm) >= MIN_ROUNDS else rounds), strict=True)))
 
 
 def _measured(dense_ms: float, chain: dict[str, float]) -> Measured:

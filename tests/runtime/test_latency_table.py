@@ -44,6 +44,7 @@ def machine(monkeypatch) -> Machine:
     made = Machine()
     monkeypatch.setattr(module, "time_chains", lambda *a, **k: made(*a, **k))
     monkeypatch.setattr(module, "STEADY", 10.0)  # the drift of this machine is no reason to forget
+    monkeypatch.setattr(module, "DISTURBED", 10.0)  # and no interruption
     return made
 
 
@@ -138,6 +139,21 @@ def test_what_was_measured_at_a_bad_moment_is_not_kept_on_disk(machine, cache, m
     assert len(machine.calls) == 1
     LatencyTable(cache).measure(LAYER, [chain(16)], np.float32)
     assert len(machine.calls) == 2
+
+
+@pytest.mark.parametrize("of_dense", [True, False])
+def test_rounds_that_were_interrupted_do_not_count(monkeypatch, cache, of_dense):
+    calm, interrupted = (8.0,) * 20, (8.0,) * 6 + (40.0,) * 14
+    series = (interrupted, calm) if of_dense else (calm, interrupted)
+    dense, timing = map(Timing.of, series)
+    monkeypatch.setattr(module, "time_chains", lambda *a, **k: (dense, [timing]))
+    (measured,) = LatencyTable(cache).measure(LAYER, [chain(16)], np.float32)
+    assert (measured.dense_ms, measured.speedup, measured.speedup_low, measured.speedup_high) == (8, 1, 1, 1)
+
+
+def test_without_a_calm_moment_all_rounds_count():
+    samples = ([1.0, *[2.0] * 9], [*[2.0] * 9, 1.0])
+    assert module._undisturbed(*samples) == samples
 
 
 def blocks(size: int):
