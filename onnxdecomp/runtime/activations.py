@@ -94,12 +94,12 @@ def stream_moments(
         names = [site.data for group in members for site in _main_sites(group)]
         session = open_outputs(model, names, threads=threads)
         feeds = _sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
-        n_samples = sum(_n_samples(feed, samples) for feed in feeds)
+        n_samples = sum(_n_samples(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples) for group in members]
         for feed in feeds:
             tensors = run(session, feed)
             for one in gathering:
-                one.add(tensors, _n_samples(feed, samples))
+                one.add(tensors, _n_samples(feed))
         del session, tensors
         while gathering:
             one = gathering.pop(0)
@@ -152,14 +152,14 @@ def pair_moments(
     before = open_outputs(original, [y for y, _ in tensors], threads=threads)
     after = open_outputs(rewritten, [z for _, z in tensors], threads=threads, folder=folder)
     feeds = _sized_feeds([before, after], samples, read_proto(original), max_bytes // ACTIVATION_SHARE)
-    total = sum(_n_samples(feed, samples) for feed in feeds)
+    total = sum(_n_samples(feed) for feed in feeds)
     samplers = _samplers(layer, len(tensors), size, seed, total)
     reader = Reader(step, columns=layer.weight_on_left)
     sums = PatchSums(group, size, n_outputs)
     for feed in feeds:
         outputs, inputs = run(before, feed), run(after, feed)
         for (y, z), sampler in zip(tensors, samplers, strict=True):
-            for places in sampler.draw(reader.shape(inputs[z]), _n_samples(feed, samples)):
+            for places in sampler.draw(reader.shape(inputs[z]), _n_samples(feed)):
                 sums.add(reader.patches(inputs[z], places), reader.outputs(outputs[y], places))
     return sums.pair_moments()
 
@@ -237,12 +237,10 @@ def _sized_feeds(
         arrays = [array for session in sessions for array in run(session, first).values()]
     except ModelError:  # its first axis takes other sizes than it says
         return list(batches(samples, proto, MAX_BATCH))
-    size_bytes = sum(array.nbytes for array in arrays) // _n_samples(first, samples)
+    size_bytes = sum(array.nbytes for array in arrays) // _n_samples(first)
     return list(batches(samples, proto, min(max(limit_bytes // max(1, size_bytes), 1), MAX_BATCH)))
 
 
-def _n_samples(feed: Feeds, samples: Mapping[str, Array]) -> int:
-    """Return how many samples are in a feed."""
-    if any(np.ndim(array) < np.ndim(samples[name]) for name, array in feed.items()):
-        return 1  # each entry of the samples is a whole input
+def _n_samples(feed: Feeds) -> int:
+    """Return how many samples are in a feed: its first axes, which also serve where they are no batch."""
     return max((len(array) for array in feed.values() if np.ndim(array)), default=1)

@@ -16,6 +16,7 @@ from onnxdecomp.methods.base import Chain
 from onnxdecomp.runtime import activations
 from onnxdecomp.runtime.activations import gather_moments, pair_moments, stream_moments
 from onnxdecomp.runtime.outputs import with_outputs
+from onnxdecomp.runtime.patches import PatchSums
 from onnxdecomp.weights.moments import Moments, PairMoments
 from tests.builders import CONVOLUTIONS, conv_layer, dense_model, input_of, weight_of
 from tests.graph.models import normal, parse, rewrite, run, three_steps
@@ -163,6 +164,27 @@ def test_sites_that_share_a_weight_are_gathered_together():
     a, b = normal(8, 4), normal(8, 4, seed=1)
     (moments,) = gather(parse(SHARED, {"w": normal(4, 4)}), {"a": a, "b": b}).values()
     assert_moments_of(moments, np.concatenate([a, np.maximum(b, 0)]))
+
+
+def test_sites_that_share_a_weight_share_the_places_too(monkeypatch):
+    monkeypatch.setattr(activations, "MIN_ROWS", 100)
+    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    text = "g (float[N, 50, 4] x) => (float[N, 50, 4] y) { p = MatMul(x, w) q = MatMul(x, w) y = Add(p, q) }"
+    data = np.arange(10 * 50 * 4, dtype=np.float32).reshape(10, 50, 4)
+    seen = []
+    real = PatchSums.add
+    monkeypatch.setattr(PatchSums, "add", lambda sums, z: seen.extend(z[:, 0, 0]) or real(sums, z))
+    (moments,) = gather(parse(text, {"w": normal(4, 4)}), {"x": data}).values()
+    assert moments.n_patches == 100 == len(seen)
+    assert len(set(seen)) > 60  # both read the same tensor, each at places of its own
+
+
+def test_entries_that_are_whole_inputs_are_run_one_by_one(monkeypatch):
+    monkeypatch.setattr(activations, "MIN_ROWS", 60)
+    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    text = "g (float[T, 1, 4] x) => (float[T, 1, 3] y) { y = MatMul(x, w) }"
+    moments = gather(parse(text, {"w": normal(4, 3)}), {"x": normal(20, 6, 1, 4)})["y"]
+    assert 40 < moments.n_patches < 80
 
 
 def test_two_layers_may_read_the_same_tensor():
