@@ -5,6 +5,7 @@
 The network that Lebedev et al. ("Speeding-up convolutional neural networks using fine-tuned
 CP-decomposition", 2015) decompose: on 24x24 grey images, convolutions 9x9 (1 -> 96), 9x9 (48 -> 128), 8x8
 (64 -> 512) and 1x1 (128 -> 144), each followed by a maximum over 2, 2, 4 and 4 of its channels (maxout).
+Weights are stored in 16 bits (5.3 MB instead of 10.5), each with a Cast to the float32 that is computed in.
 """
 
 import sys
@@ -20,7 +21,7 @@ from models.train import training
 from models.train.training import RawConv2d, Recipe
 
 NAME = "char36"
-EPOCHS = 15
+EPOCHS = 12
 
 
 class Maxout(nn.Module):
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, peak_rate=1e-3, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(), data.char36(), recipe, options.output)
+    training.run(NAME, network(), data.char36(), recipe, options.output, half=True)
 
 
 if __name__ == "__main__":

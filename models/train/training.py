@@ -38,6 +38,11 @@ N_CALIBRATION = 512
 N_EVALUATION = 1_000
 """Labelled test images that are committed beside a network."""
 
+FLOAT = onnx.TensorProto.FLOAT
+
+MIN_HALVED = 1024
+"""Weights with fewer numbers stay float32 in a file that stores 16 bits."""
+
 ROWS = ("epoch", "loss", "train_accuracy", "held_out_accuracy", "seconds")
 
 RISE = 0.2
@@ -101,6 +106,8 @@ def run(
     folder: Path,
     augment: Augment = lambda images, _: images,
     seen: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda images: images,
+    *,
+    half: bool = False,
 ) -> None:
     """Train a network, and write it with its log, its calibration and its evaluation samples.
 
@@ -114,12 +121,13 @@ def run(
         folder: Where to write.
         augment: What the network sees of a batch of images in training.
         seen: What the written network is given of images.
+        half: As in `export`.
     """
     test = Samples(seen(images.test_images), images.test_labels)
     train(
         network, images.train_images, images.train_labels, recipe, augment, folder / "train" / f"{name}.csv"
     )
-    export(network, folder / f"{name}.onnx", test.images.shape[1:])
+    export(network, folder / f"{name}.onnx", test.images.shape[1:], half=half)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         export(network, folder / f"{name}_bn.onnx", test.images.shape[1:], keep_batchnorm=True)
     write_samples(folder, name, seen(images.train_images), test, recipe.seed)
@@ -193,11 +201,17 @@ def accuracy(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
 
 
 def export(
-    network: nn.Sequential, path: Path, image_shape: tuple[int, ...], *, keep_batchnorm: bool = False
+    network: nn.Sequential,
+    path: Path,
+    image_shape: tuple[int, ...],
+    *,
+    keep_batchnorm: bool = False,
+    half: bool = False,
 ) -> None:
     """Write a network as ONNX: ``image`` (N, *image_shape) -> ``scores`` (N, classes), raw pixels.
 
-    BatchNormalization is folded into the convolution before it, unless it is to be kept.
+    BatchNormalization is folded into the convolution before it, unless it is to be kept. With `half` large
+    weights are stored in 16 bits; what is computed stays float32.
     """
     network.eval()
     kept = {n: m for n, m in network.named_children() if not isinstance(m, nn.Dropout)}
@@ -220,8 +234,23 @@ def export(
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")  # paths of the machine it was trained on
+    if half:
+        _store_half(model.graph)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _store_half(graph: onnx.GraphProto) -> None:
+    """Store large weights as float16, each with a Cast back to the float32 that is computed in."""
+    casts = []
+    for tensor in graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.size >= MIN_HALVED:
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), f"{name}.float16"))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{name}/Cast", to=FLOAT))
+    for node in reversed(casts):
+        graph.node.insert(0, node)
 
 
 def write_samples(folder: Path, name: str, train_images: NDArray[np.uint8], test: Samples, seed: int) -> None:
