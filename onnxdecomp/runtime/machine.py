@@ -74,10 +74,7 @@ def int8_saturates() -> bool:
     """Return whether sums of 8-bit products may overflow: x86 without VNNI holds them in 16 bits."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    info = Path("/proc/cpuinfo")
-    flags = re.search(r"^flags\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    listed = flags.group(1).split() if flags else ()
-    return not ("avx_vnni" in listed or "avx512_vnni" in listed or _cpu_features().get("AVX512VNNI"))
+    return not (_cpu_flags() & {"avx_vnni", "avx512_vnni"} or _cpu_features().get("AVX512VNNI"))
 
 
 def peak_memory_bytes() -> int:
@@ -100,6 +97,13 @@ def peak_memory_bytes() -> int:
 def _cpu_features() -> dict[str, bool]:
     """Return numpy's table of what this processor can do: the same on every operating system."""
     return dict(import_module("numpy._core._multiarray_umath").__cpu_features__)
+
+
+def _cpu_flags() -> set[str]:
+    """Return what Linux says this processor can do: more than numpy asks for."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^flags\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return set(found.group(1).split()) if found else set()
 
 
 def _cpu_name() -> str:

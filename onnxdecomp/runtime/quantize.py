@@ -15,7 +15,7 @@ import onnx
 
 from onnxdecomp.errors import ModelError, unknown_name
 from onnxdecomp.graph.walk import walk
-from onnxdecomp.runtime.quantize_build import WORST_ERROR, Int8Builder
+from onnxdecomp.runtime.quantize_build import WORST_ERROR, Built, Int8Builder
 from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, prepare, quiet
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, first_sentence, read_proto
@@ -120,45 +120,44 @@ def search_int8(
     with quiet():
         work = _begin(model, samples, exclude, threads, seed)
         found = work if isinstance(work, Quantized) else work.checked(work.layers)
-    if isinstance(work, Quantized) or found.model is None:
+    if isinstance(work, Quantized):
+        return work
+    lost = inf if found.model is None else loss(found.model)
+    if not lost <= budget:
+        found = _bisect(work, loss, budget, lost, found.reason)
+    if found.model is None or faster is None or faster(found.model):
         return found
-    least = _loss_of(found, loss)
-    if not least <= budget:
-        found, least = _bisect(work, loss, budget, least)
-    if found.model is not None and faster is not None and not faster(found.model):
-        total = len(found.quantized) + len(found.kept)
-        reason = f"INT8 loses {least:.3g} with {len(found.quantized)} of {total} nodes but is not faster."
-        return Quantized(
-            None, (), tuple((key, "INT8 is not faster") for key in found.quantized) + found.kept, reason
-        )
-    return found
+    n_nodes = len(found.quantized) + len(found.kept)
+    slow = tuple((key, "INT8 is not faster") for key in found.quantized)
+    reason = f"With {len(found.quantized)} of {n_nodes} nodes in INT8 the model is not faster."
+    return Quantized(None, kept=slow + found.kept, reason=reason)
 
 
-def _bisect(work: "_Work", loss: Loss, budget: float, lost: float) -> tuple[Quantized, float]:
-    """Return the model with the fewest nodes in float that keeps the budget, and its loss."""
+def _bisect(work: "_Work", loss: Loss, budget: float, least: float, problem: str) -> Quantized:
+    """Return the model with the fewest nodes in float that keeps the budget.
+
+    `least` and `problem` are what all of them in INT8 lose, and why they do not work, if so.
+    """
     with quiet():
         order = work.most_sensitive_first()
-    found, least = None, lost
+    found = None
     fails, holds = 0, len(order)
     while holds - fails > 1:
         n_kept = (fails + holds) // 2
         with quiet():
             tried = work.checked(order[n_kept:])
-        loss_here = _loss_of(tried, loss)
-        least = min(least, loss_here)
-        if loss_here <= budget:
-            found, lost, holds = tried, loss_here, n_kept
+        lost = inf if tried.model is None else loss(tried.model)
+        least = min(least, lost)
+        if lost <= budget:
+            found, holds = tried, n_kept
         else:
             fails = n_kept
-    reason = f"in INT8 the model loses more than {budget:.3g}"
+    reason = f"in INT8 it takes the loss beyond {budget:.3g}"
     if found is None:
-        return work.nothing(f"INT8 loses at least {least:.3g} and the budget is {budget:.3g}.", reason), least
-    extra = tuple((work.layers[name], reason) for name in order[:holds])
-    return replace(found, kept=extra + found.kept), lost
-
-
-def _loss_of(found: Quantized, loss: Loss) -> float:
-    return inf if found.model is None else loss(found.model)
+        missed = f"INT8 loses at least {least:.3g} and the budget is {budget:.3g}."
+        return work.nothing(missed if least < inf else problem or missed, reason)
+    in_float = tuple((work.layers[name], reason) for name in order[:holds])
+    return replace(found, kept=in_float + found.kept)
 
 
 def _begin(
@@ -178,10 +177,9 @@ def _begin(
     if isinstance(prepared, str):
         return Quantized(None, reason=prepared)
     try:
-        builder = Int8Builder(prepared, calibration, compared, threads)
+        return _Work.start(Int8Builder(prepared, calibration, compared, threads), exclude)
     except ONNX_ERRORS as error:
         return Quantized(None, kept=tuple(prepared.kept.items()), reason=first_sentence(error))
-    return _Work.start(builder, exclude)
 
 
 def _first_samples(feeds: Sequence[Feeds], n_samples: int) -> list[Feeds]:
@@ -197,51 +195,69 @@ def _first_samples(feeds: Sequence[Feeds], n_samples: int) -> list[Feeds]:
 
 @dataclass(frozen=True)
 class _Work:
-    """A builder, the nodes to quantize by name with their keys, and the percentage of the best ranges."""
+    """Nodes to quantize, and the model with all of them in INT8.
+
+    Args:
+        builder: What builds the models.
+        layers: Keys of the nodes by their names.
+        kept: Reasons of the others by key.
+        percentage: That of the best ranges.
+        whole: The model over these ranges, and the names of the nodes that are in INT8.
+    """
 
     builder: Int8Builder
     layers: Mapping[str, str]
     kept: Mapping[str, str]
     percentage: float
+    whole: Built
 
     @classmethod
     def start(cls, builder: Int8Builder, exclude: Collection[str]) -> "_Work | Quantized":
-        """Choose the ranges over which the whole model comes closest to the float one."""
+        """Choose the ranges over which the whole model comes closest to the float one.
+
+        Raises:
+            ModelError: The quantizer fails.
+        """
         layers = {name: key for name, key in builder.layers.items() if key not in exclude}
         asked = {key: EXCLUDED for name, key in builder.layers.items() if name not in layers}
         kept = {**builder.kept, **asked}
         if not layers:
             return Quantized(None, kept=tuple(kept.items()), reason="No node of the model can be quantized.")
-        works = [cls(builder, layers, kept, percentage) for percentage in builder.ranges]
-        return min(works, key=lambda work: work.error(layers))
-
-    def error(self, names: Collection[str]) -> float:
-        """Return how far the model with these nodes in INT8 is from the float one."""
-        try:
-            return self.builder.error(self.builder.build(names, self.percentage)[0])
-        except ModelError:
-            return WORST_ERROR
+        best, least = None, inf
+        for percentage in builder.ranges:
+            built = builder.build(layers, percentage)
+            error = builder.error(built[0])
+            if error < least:
+                best, least = cls(builder, layers, kept, percentage, built), error
+        assert best is not None, "an error is never infinite"
+        return best
 
     def most_sensitive_first(self) -> list[str]:
         """Return the nodes by what quantizing each alone does to the outputs."""
-        return sorted(self.layers, key=lambda name: self.error([name]), reverse=True)
+        return sorted(self.layers, key=self._error_alone, reverse=True)
 
     def checked(self, names: Collection[str]) -> Quantized:
         """Return the model with these nodes in INT8, or what is wrong with it."""
+        all_of_them = len(names) == len(self.layers)
         try:
-            proto, done = self.builder.build(names, self.percentage)
+            proto, done = self.whole if all_of_them else self.builder.build(names, self.percentage)
         except ModelError as error:
             return self.nothing(str(error), "the model cannot be quantized")
         problem = self.builder.problem(proto)
         if problem:
-            return self.nothing(
-                f"The quantized model does not work: {problem}", "the quantized model does not work"
-            )
-        keys = tuple(self.layers[name] for name in self.layers if name in done)
+            reason = "the quantized model does not work"
+            return self.nothing(f"The quantized model does not work: {problem}", reason)
+        keys = tuple(key for name, key in self.layers.items() if name in done)
         left = {self.layers[name]: "onnxruntime left it in float" for name in names if name not in done}
-        return Quantized(proto, keys, tuple((left | dict(self.kept)).items()))
+        return Quantized(proto, keys, tuple({**left, **self.kept}.items()))
 
     def nothing(self, reason: str, node_reason: str) -> Quantized:
         """Return that there is no model, with a reason for every node."""
         kept = {**dict.fromkeys(self.layers.values(), node_reason), **self.kept}
         return Quantized(None, kept=tuple(kept.items()), reason=reason)
+
+    def _error_alone(self, name: str) -> float:
+        try:
+            return self.builder.error(self.builder.build([name], self.percentage)[0])
+        except ModelError:
+            return WORST_ERROR

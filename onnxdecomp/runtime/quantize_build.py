@@ -1,7 +1,6 @@
 """Build INT8 models from a prepared float model: any choice of nodes, over any of the ranges."""
 
 from collections.abc import Collection, Sequence
-from itertools import islice
 
 import numpy as np
 import onnx
@@ -45,6 +44,9 @@ QUANTIZER_ERRORS: tuple[type[Exception], ...] = (
 )
 """What the quantizer raises on models it does not expect."""
 
+Built = tuple[onnx.ModelProto, set[str]]
+"""A model, and the names of the nodes that are in INT8."""
+
 NO_RANGE = "its input or output is not finite on the samples"
 
 
@@ -83,7 +85,7 @@ class Int8Builder:
         session = open_session(prepared.proto, threads=threads)
         self._reference = [run(session, feed) for feed in compared]
 
-    def build(self, names: Collection[str], percentage: float) -> tuple[onnx.ModelProto, set[str]]:
+    def build(self, names: Collection[str], percentage: float) -> Built:
         """Return the model with the nodes `names` in INT8, and the names of those that really are.
 
         Raises:
@@ -129,12 +131,18 @@ class Int8Builder:
 
     def problem(self, proto: onnx.ModelProto) -> str | None:
         """Return what is wrong with a model beside its accuracy, or None."""
-        feeds = list(islice(self._compared, 1))
-        float_model = self._prepared.proto
+        feed, expected = self._compared[0], self._reference[0]
         check = verify_models(
-            float_model, proto, feeds, agreement_tolerance=SAME_SENSE, threads=self._threads
+            self._prepared.proto, proto, [feed], agreement_tolerance=SAME_SENSE, threads=self._threads
         )
-        return check.problems[0] if check.problems else None
+        if check.problems:
+            return check.problems[0]
+        plain = run(open_session(proto, optimize=False, threads=self._threads), feed)
+        for name, value in plain.items():
+            same_shape = np.shape(value) == np.shape(expected[name])
+            if same_shape and not np.isfinite(output_error(expected[name], value)):
+                return f"Output '{name}' is not finite with onnxruntime's optimizations off."
+        return None
 
     def _with_companions(self, names: set[str]) -> set[str]:
         """Return the nodes to quantize: `names`, and what can follow them in INT8."""

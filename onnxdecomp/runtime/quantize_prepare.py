@@ -23,7 +23,6 @@ from onnx import NodeProto
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.external import all_tensors, is_external
 from onnxdecomp.graph.io import INLINE_LIMIT_BYTES, load
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.sites import is_dense, kind_refusal
@@ -70,11 +69,14 @@ class Prepared:
     original: onnx.ModelProto = field(repr=False)
 
     def finish(self, proto: onnx.ModelProto) -> onnx.ModelProto:
-        """Give a model made from `self.proto` its order of nodes, their names and its own origin back."""
+        """Give a model made from `self.proto` back what the original says: names, shapes, origin."""
         names = [place.node.name for place in walk(self.original.graph)]
         for place in walk(proto.graph):
             place.node.name = with_names(place.node.name, names)
         _sort(proto.graph)
+        made = {output for node in proto.graph.node for output in node.output}
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(v for v in self.original.graph.value_info if v.name in made)
         for name in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(proto, name, getattr(self.original, name))
         del proto.metadata_props[:]
@@ -97,9 +99,13 @@ def prepare(model: Model, feeds: Feeds, threads: int = 1) -> Prepared | str:
     Raises:
         ModelError: The model cannot be read.
     """
-    original = _read(model)
-    if isinstance(original, str):
-        return original
+    source = load(model)
+    if source.size_bytes > INLINE_LIMIT_BYTES:
+        return (
+            f"The model takes {source.size_bytes} bytes, and only one of up to {INLINE_LIMIT_BYTES} can be "
+            "quantized."
+        )
+    original = onnx.load(model) if isinstance(model, Path) else source.proto
     problem = _refusal(original)
     if problem:
         return problem
@@ -128,23 +134,6 @@ def quiet() -> Iterator[None]:
     finally:
         disable(before)
         getLogger().removeHandler(handler)
-
-
-def _read(model: Model) -> onnx.ModelProto | str:
-    """Return a copy of the model with its weights inside, or why that is not possible."""
-    source = load(model)
-    if source.size_bytes > INLINE_LIMIT_BYTES:
-        return (
-            f"The model takes {source.size_bytes} bytes, and only one of up to {INLINE_LIMIT_BYTES} can be "
-            "quantized."
-        )
-    if isinstance(model, Path):
-        return onnx.load(model)
-    if any(map(is_external, all_tensors(model))):
-        return "The weights of the model lie in another file: pass its path."
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 def _refusal(proto: onnx.ModelProto) -> str | None:
@@ -188,18 +177,29 @@ def _checked(
         new = _domains(proto) - _domains(numbered)
         if new:
             return f"onnxruntime brings in operators of {', '.join(sorted(new))}."
-        for name in ("input", "output"):
-            values = getattr(proto.graph, name)
-            del values[:]
-            values.extend(getattr(numbered.graph, name))
+        if _n_casts(proto) > _n_casts(numbered):
+            return "onnxruntime computes it in another element type."
+        _restore_interface(proto, numbered)
         check = verify_models(numbered, proto, [feeds], tolerance=SAME_MODEL, threads=threads)
         if check.problems:
             return check.problems[0]
         proto = onnx.shape_inference.infer_shapes(proto)
+        _restore_interface(proto, numbered)  # the inferred shapes of outputs may say more
     except ONNX_ERRORS as error:
         return first_sentence(error)
     add_infer_metadata(proto)
     return proto
+
+
+def _n_casts(proto: onnx.ModelProto) -> int:
+    return sum(place.node.op_type == "Cast" for place in walk(proto.graph))
+
+
+def _restore_interface(proto: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    for name in ("input", "output"):
+        values = getattr(proto.graph, name)
+        del values[:]
+        values.extend(getattr(original.graph, name))
 
 
 def _folded(proto: onnx.ModelProto) -> onnx.ModelProto:
