@@ -117,6 +117,9 @@ def convert(
     target_size: Annotated[
         float | None, typer.Option(help="The same for bytes of the layers' weights.")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantize to INT8 afterwards, inside the same accuracy budget.")
+    ] = False,
     without: Annotated[
         list[str] | None,
         typer.Option(help="Leave out whitening | refit | bias | asymmetric | affine; may be repeated."),
@@ -166,6 +169,7 @@ def convert(
         "target_latency": target_latency,
         "target_macs": target_macs,
         "target_size": target_size,
+        "int8": int8 or None,
         "without": tuple(without) if without else None,
         "shapes": parse_shapes(shape) if shape else None,
         "verify": verify,

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from onnxdecomp.errors import UsageError, unknown_name
 
-FLAGS = ("allow_slower", "force")
+FLAGS = ("allow_slower", "force", "int8")
 """Entries that are true or false."""
 
 TEXTS = ("rank", "method", "metric", "verify", "calibration", "evaluation", "cache")
@@ -65,6 +65,7 @@ class Config:
         target_latency: Latency to reach, as a share of the original's; also `target_macs`, `target_size`.
         target_macs: Multiply-accumulates of the layers to reach, as a share.
         target_size: Bytes of the layers' weights to reach, as a share.
+        int8: Quantize to INT8 after decomposition, inside the same budget, where that is faster.
         without: Steps of fitting to data that are left out: names of `STEPS`.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
         verify: How much is proved before the output is written.
@@ -93,6 +94,7 @@ class Config:
     target_latency: float | None = None
     target_macs: float | None = None
     target_size: float | None = None
+    int8: bool = False
     without: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verify: Verify = "model"
@@ -128,8 +130,10 @@ class Config:
                 raise UsageError(f"{name} is {getattr(self, name)}: give a share of the original, as in 0.5.")
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} cannot both be reached for: give one of them.")
-        if (given or self.max_drop is not None) and self.calibration is None:
-            option = f"--{(given or ['max_drop'])[0].replace('_', '-')}"
+        given += ["max_drop"] if self.max_drop is not None else []
+        given += ["int8"] if self.int8 else []
+        if given and self.calibration is None:
+            option = f"--{given[0].replace('_', '-')}"
             raise UsageError(f"{option} needs samples to measure accuracy on: give --calibration X.npz.")
 
     def rule_for(self, key: str, node_name: str, op_type: str) -> tuple[str, str]:

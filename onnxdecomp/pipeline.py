@@ -5,7 +5,7 @@ load -> find layers -> choose method and ranks -> rewrite -> verify -> time -> w
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import UsageError, unknown_name
+from onnxdecomp.errors import BudgetError, UsageError, unknown_name
 from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.rewrite import Rewriter
@@ -21,12 +21,11 @@ from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
-from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
-from onnxdecomp.runtime.samples import load_samples
-from onnxdecomp.runtime.session import read_proto
-from onnxdecomp.search.run import search_network
+from onnxdecomp.search.int8 import quantized
+from onnxdecomp.search.run import gathered, measured, open_trials, search_network
+from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
 
 Source = str | Path | onnx.ModelProto
@@ -60,6 +59,7 @@ def convert(
     Raises:
         ModelError: The model cannot be read or the output cannot be written.
         UsageError: An option makes no sense for this model.
+        BudgetError: A budget is not met; nothing was written unless ``force``.
         VerificationError: The converted model is wrong; nothing was written unless ``force``.
     """
     config = configure(config, options)
@@ -72,15 +72,21 @@ def convert(
         targets = plan_targets(found, config)
     report = _empty_report(model, source, output, config, notes)
     report.layers = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
-    with ModelWriter(model, output) as writer:
+    with ModelWriter(model, output) as writer, ExitStack() as stack:
+        with clock.stage("calibrate"):
+            trials = stack.enter_context(open_trials(model, config)) if config.calibration else None
         with clock.stage("decompose"):
             rewriter = Rewriter(model, writer.add_tensor)
-            decisions = _decisions(model, targets, report, config, track)
+            decisions = _decisions(model, targets, trials, report, config, track)
             _decompose(decisions, report, rewriter, config)
         with clock.stage("write"):
             converted = writer.stage(rewriter.finish())
+        if config.int8 and trials:
+            with clock.stage("int8"):
+                converted = _in_int8(converted, trials, writer, report, config)
         with clock.stage("verify"):
             _prove(model, converted, report, config)
+            _measure(trials, converted, report, config)
         if not _put_back(report, config):
             writer.publish()
             return _finished(report, found, writer, clock)
@@ -129,21 +135,21 @@ def _refuse_overwriting(source: Source, output: str | Path | None) -> None:
 
 
 def _decisions(
-    model: Model, targets: Sequence[Target], report: Report, config: Config, track: Track | None
+    model: Model,
+    targets: Sequence[Target],
+    trials: Trials | None,
+    report: Report,
+    config: Config,
+    track: Track | None,
 ) -> Iterable[tuple[Target, Decision]]:
     """Decide for all targets: together where data allows a search, else one after the other."""
-    seen = track(targets, "layers") if track else targets
-    if config.calibration is None:
-        return ((target, decide(target, config)) for target in seen)
-    if config.rank == "auto":
-        searched = search_network(model, targets, config, track)
-        report.accuracy = searched.accuracy
+    if trials and config.rank == "auto":
+        searched = search_network(model, targets, trials, config, track)
+        report.recovered = searched.recovered
         report.notes += searched.notes
         return searched.decisions
-    source = model.path or model.proto
-    samples = load_samples(config.calibration, read_proto(source))
-    groups = [target.group for target in targets if not target.reason]
-    moments = gather_moments(source, groups, samples, threads=config.threads, seed=config.seed)
+    seen = track(targets, "layers") if track else targets
+    moments = gathered(model, targets, trials, config) if trials else {}
     return ((target, decide(target, config, moments.get(target.group.layer.key))) for target in seen)
 
 
@@ -200,12 +206,43 @@ def _weight_error(decision: Decision, chain: Chain) -> float | None:
 
 def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, config: Config) -> None:
     """Run and time the whole model, as far as asked for, and note what came out."""
-    if config.verify != "model" or not report.decomposed:
+    if config.verify != "model" or not (report.decomposed or report.int8):
         return
-    exact = all((layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed)
+    exact = not report.int8 and all((layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed)
     proof = prove_model(model.path or model.proto, converted, config, exact=exact)
     report.output_error, report.latency = proof.output_error, proof.latency
     report.notes += proof.notes
+
+
+def _in_int8(
+    converted: Path | onnx.ModelProto, trials: Trials, writer: ModelWriter, report: Report, config: Config
+) -> Path | onnx.ModelProto:
+    """Return the model in INT8 where that keeps the budget and is faster; else as it is, with a note."""
+    found = quantized(converted, trials, config)
+    if found.model is None:
+        report.notes.append(f"Kept in float: {found.reason}")
+        return converted
+    report.int8 = found.quantized
+    report.notes += [f"{key} stays in float: {reason}" for key, reason in found.kept]
+    return writer.stage(found.model)
+
+
+def _measure(
+    trials: Trials | None, converted: Path | onnx.ModelProto, report: Report, config: Config
+) -> None:
+    """Measure what the converted model loses, and stop where that is more than allowed."""
+    if trials is None or not (report.decomposed or report.int8):
+        return
+    report.accuracy = found = measured(trials, converted, config)
+    if found.budget is None or found.drop <= found.budget:
+        return
+    problem = (
+        f"The converted model loses {found.drop:.4g} ± {found.standard_error:.2g} of {found.metric}, more "
+        f"than --max-drop {found.budget:g}."
+    )
+    if not config.force:
+        raise BudgetError(f"{problem} Nothing was written; --force writes it.")
+    report.notes.append(problem)
 
 
 def _put_back(report: Report, config: Config) -> bool:
@@ -218,7 +255,7 @@ def _put_back(report: Report, config: Config) -> bool:
     ranks = {config.rank, *(rule.rank for rule in rules if rule.rank is not None)}
     if report.latency is None or config.allow_slower or "full" in ranks:
         return False
-    is_auto = ranks <= {"auto", "none"}
+    is_auto = ranks <= {"auto", "none"} or config.int8
     if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= 1.0):
         return False
     median = report.latency.median_ms
@@ -229,7 +266,8 @@ def _put_back(report: Report, config: Config) -> bool:
     report.layers = [
         _kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
     ]
-    report.latency, report.output_error, report.accuracy = None, None, None
+    report.latency = report.output_error = report.accuracy = None
+    report.int8 = report.recovered = ()
     return True
 
 
@@ -266,7 +304,7 @@ def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) 
         ]
         known = [figure for figure in figures if figure.before is not None]
         report.model[name] = BeforeAfter(sum(f.before for f in known), sum(f.after for f in known))
-    if not report.decomposed:
+    if not (report.decomposed or report.int8):
         report.notes.append("Nothing was decomposed: the output is the original model.")
     elif report.command["rank"] == "auto" and report.accuracy is None:
         report.notes.append(

@@ -97,7 +97,6 @@ class Accuracy:
         standard_error: Of the drop, paired.
         budget: Largest drop allowed; None when only a target counted.
         n_samples: Samples behind these numbers.
-        recovery: Steps of closed-form recovery that helped.
     """
 
     metric: str
@@ -108,7 +107,6 @@ class Accuracy:
     standard_error: float
     budget: float | None
     n_samples: int
-    recovery: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,8 @@ class Report:
         layers: One outcome per layer of a decomposable kind.
         latency: None when the model was not timed.
         accuracy: None when it was not measured.
+        recovered: Steps of closed-form recovery that brought the outputs nearer to the original's.
+        int8: Nodes of the decomposed model that run in INT8, by key.
         output_error: Largest relative error of a graph output against the original, on seeded input.
         notes: Sentences the user should read.
         stages: Seconds and memory.
@@ -143,6 +143,8 @@ class Report:
     layers: list[LayerOutcome]
     latency: Latency | None = None
     accuracy: Accuracy | None = None
+    recovered: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
     output_error: float | None = None
     notes: list[str] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)

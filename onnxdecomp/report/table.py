@@ -90,8 +90,9 @@ def plain_table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def _decomposed_table(layers: list[LayerOutcome]) -> Table:
-    words = ("layer", "operator", "weight", "method")
-    figures = ("ranks", "weight error", "output error", "weights", "MACs")
+    fitted = any(layer.fit for layer in layers)
+    words = ("layer", "operator", "weight", "method", *(("fit",) if fitted else ()))
+    figures = ("ranks", "weight error", "error on data" if fitted else "output error", "weights", "MACs")
     table = plain_table(f"{len(layers)} layers decomposed", *words, *figures, left=len(words))
     for layer in layers:
         table.add_row(
@@ -99,9 +100,10 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
             layer.op_type,
             shape(layer.weight_shape),
             layer.method,
+            *((layer.fit,) if fitted else ()),
             shape(layer.ranks),
             percent(layer.weight_error),
-            percent(layer.output_error),
+            percent(layer.data_error if fitted else layer.output_error),
             _fewer(layer.params),
             _fewer(layer.macs),
         )
@@ -128,10 +130,10 @@ def _summary(report: Report) -> Table:
         timing = report.latency
         speed = f"{timing.speedup:.2f}x" if timing.beyond_noise else "same within noise"
         table.add_row("latency", *(_latency(timing.median_ms, timing.spread_ms)), speed)
-    if report.accuracy is not None and report.accuracy.n_samples:
+    if report.accuracy is not None:
         found = report.accuracy
-        drop = f"{-found.drop:+.4f} ± {found.standard_error:.4f}"
-        table.add_row(found.metric, f"{found.before:.4f}", f"{found.after:.4f}", drop)
+        lost = f"{-found.drop:+.4f} ± {found.standard_error:.4f}"
+        table.add_row(found.metric, f"{found.before:.4f}", f"{found.after:.4f}", lost)
     if report.output_error is not None:
         table.add_row("output error", "", percent(report.output_error), "")
     return table

@@ -166,7 +166,7 @@ class Search:
 
     def confirmed(self, pick: Pick) -> Drop:
         """Return what a choice loses on the samples that no decision was made on."""
-        return self._trials.confirmed(pick.replaced)
+        return self._trials.confirmed(self._trials.build(pick.replaced))
 
     def _recovered(self, pick: Pick) -> Pick:
         """Return a choice after the recovery steps that move its outputs nearer to the original's."""

@@ -1,10 +1,8 @@
 """Search a whole network: from calibration samples to a decision for every layer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from onnxdecomp.config import Config
@@ -14,12 +12,13 @@ from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.ranks.study import Study
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
-from onnxdecomp.runtime.judge import Drop
 from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.observe import node_times
+from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
 from onnxdecomp.search.goal import Goal, cost_of
+from onnxdecomp.search.int8 import FLOAT_SHARE
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
@@ -31,9 +30,6 @@ from onnxdecomp.weights.moments import Moments
 
 T = TypeVar("T")
 Track = Callable[[Sequence[T], str], Iterable[T]]
-
-SAMPLE_SECONDS = 0.25
-"""Time of one look at what a single layer does to the network's output."""
 
 NO_DATA = (
     "there are no moments of its input (it stands inside a body, met values that are not finite, or is too "
@@ -47,69 +43,90 @@ class Searched:
 
     Args:
         decisions: One per target, in their order.
-        accuracy: What the choice loses.
+        recovered: Steps of closed-form recovery that helped.
         notes: Sentences the user should read.
     """
 
     decisions: list[tuple[Target, Decision]]
-    accuracy: Accuracy
+    recovered: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
 
+def open_trials(model: Model, config: Config) -> Trials:
+    """Run the original on the samples of a configuration.
+
+    Raises:
+        UsageError: The samples or the metric do not fit the model.
+    """
+    parts = read_parts(config, read_proto(model.path or model.proto))
+    settings = {"seed": config.seed, "threads": config.threads}
+    memory = Memory(open_cache(config.cache), model, (parts.fit, parts.choose, parts.confirm), settings)
+    return Trials(model, parts, config.metric, config.threads, memory)
+
+
+def gathered(model: Model, targets: Sequence[Target], trials: Trials, config: Config) -> dict[str, Moments]:
+    """Return the moments of the layers' inputs on the samples to fit to, by key."""
+    gather = partial(
+        gather_moments, trials.original, samples=trials.fit_samples, threads=config.threads, seed=config.seed
+    )
+    return trials.memory.moments([target.group for target in targets if not target.reason], gather)
+
+
 def search_network(
-    model: Model, targets: Sequence[Target], config: Config, track: Track[Target] | None = None
+    model: Model,
+    targets: Sequence[Target],
+    trials: Trials,
+    config: Config,
+    track: Track[Target] | None = None,
 ) -> Searched:
     """Choose methods, ranks and fits of all layers together.
 
     Args:
         model: The model.
         targets: Its layers.
-        config: Calibration, evaluation, metric, budgets and what is switched off.
+        trials: The samples, and the original on them.
+        config: Budgets and what is switched off.
         track: Shows progress over the layers.
 
     Raises:
-        UsageError: Samples or metric do not fit the model.
         BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
     """
     goal = Goal.of(config)
-    parts = read_parts(config, read_proto(model.path or model.proto))
-    with TemporaryDirectory() as scratch:
-        settings = {"seed": config.seed, "threads": config.threads}
-        samples = (parts.fit, parts.choose, parts.confirm)
-        memory = Memory(open_cache(config.cache), model, samples, settings)
-        trials = Trials(model, parts, config.metric, config.threads, Path(scratch), SAMPLE_SECONDS, memory)
-        live = [target for target in targets if not target.reason]
-        gather = partial(
-            gather_moments, trials.original, samples=parts.fit, threads=config.threads, seed=config.seed
-        )
-        moments = memory.moments([target.group for target in live], gather)
-        reasons: dict[str, str] = {}
-        layers = []
-        for target in track(live, "layers") if track else live:
-            found = _options(target, moments.get(target.group.layer.key), config)
-            if isinstance(found, str):
-                reasons[target.group.layer.key] = found
-            else:
-                layers.append(found)
-        in_place = node_times(trials.original, timed_inputs(trials.original, config), config.threads)
-        cost = cost_of(goal.target, in_place)
-        search = Search(ballots(layers, trials, cost), trials, _steps(config))
-        pick = _pick(search, goal, sum(in_place.values()), config)
-    notes = _notes(goal, pick, trials, parts.description)
+    if config.int8 and goal.max_drop is not None:
+        goal = replace(goal, max_drop=FLOAT_SHARE * goal.max_drop)
+    moments = gathered(model, targets, trials, config)
+    reasons: dict[str, str] = {}
+    layers = []
+    live = [target for target in targets if not target.reason]
+    for target in track(live, "options") if track else live:
+        found = _options(target, moments.pop(target.group.layer.key, None), config)
+        if isinstance(found, str):
+            reasons[target.group.layer.key] = found
+        else:
+            layers.append(found)
+    in_place = node_times(trials.original, timed_inputs(trials.original, config), config.threads)
+    cost = cost_of(goal.target, in_place)
+    search = Search(ballots(layers, trials, cost), trials, _steps(config))
+    pick = _pick(search, goal, sum(in_place.values()), config)
     decisions = [(target, _decision(target, layers, pick, reasons)) for target in targets]
-    drop = pick.drop if pick else Drop(0.0, 0.0, 1.0, 1.0, 0)
-    accuracy = Accuracy(
+    recovered = tuple(pick.recovered) if pick else ()
+    return Searched(decisions, recovered, _notes(goal, pick, trials))
+
+
+def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accuracy:
+    """Return what a converted model loses on the samples that no decision was made on."""
+    drop = trials.confirmed(converted)
+    budget = Goal.of(config).max_drop if config.rank == "auto" else config.max_drop
+    return Accuracy(
         trials.metric.name,
-        parts.description,
+        trials.parts.description,
         drop.before,
         drop.after,
         drop.value,
         drop.standard_error,
-        goal.max_drop,
+        budget,
         drop.n_samples,
-        tuple(pick.recovered) if pick else (),
     )
-    return Searched(decisions, accuracy, notes)
 
 
 def _options(target: Target, moments: Moments | None, config: Config) -> LayerOptions | str:
@@ -164,22 +181,16 @@ def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick |
         pick = search.at_cost(search.least_cost * (1 + 1e-9), recovering=True)
     if pick is None:
         return None
-    drop = search.confirmed(pick)
-    if goal.max_drop is not None and drop.value > goal.max_drop and not config.force:
-        raise BudgetError(
-            f"--target-{goal.target} {goal.share:g} costs {drop.value:.4g} ± {drop.standard_error:.2g} of "
-            f"the metric, more than --max-drop {goal.max_drop:g}. Nothing was written; --force writes it."
-        )
-    pick.drop = drop
     return pick
 
 
-def _notes(goal: Goal, pick: Pick | None, trials: Trials, data: str) -> list[str]:
+def _notes(goal: Goal, pick: Pick | None, trials: Trials) -> list[str]:
     if pick is not None:
         return []
     return [
         f"This network has no low-rank slack at this budget: no choice that is faster loses at most "
-        f"{goal.max_drop:g} of {trials.metric.name} on {data}. More samples or a larger --max-drop may help."
+        f"{goal.max_drop:g} of {trials.metric.name} on {trials.parts.description}. More samples or a larger "
+        "--max-drop may help."
     ]
 
 

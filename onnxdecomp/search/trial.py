@@ -2,8 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,6 +22,10 @@ MIN_SENSITIVITY_SAMPLES = 16
 """Samples that the divergence of a single layer is measured on, at the least."""
 
 
+SAMPLE_SECONDS = 0.25
+"""Time of one look at what a single layer does to the network's output, which sets the number of samples."""
+
+
 class Trials:
     """The original's outputs, and those of models in which layers are replaced.
 
@@ -29,8 +34,6 @@ class Trials:
         parts: The samples.
         metric_name: Name of the metric; None takes the one that suits labels and outputs.
         threads: Threads inside an operator.
-        scratch: Folder for models whose weights are in files of their own.
-        sample_seconds: Time that one look at a single layer may take, which sets the number of samples.
         memory: Keeps what was measured, for the next search of the same model on the same samples.
     """
 
@@ -40,12 +43,11 @@ class Trials:
         parts: Parts,
         metric_name: str | None,
         threads: int,
-        scratch: Path,
-        sample_seconds: float,
         memory: Memory,
     ) -> None:
-        self._model, self.threads, self._scratch = model, threads, scratch
-        self.parts, self._memory = parts, memory
+        self._model, self.threads = model, threads
+        self.parts, self.memory = parts, memory
+        self._scratch = TemporaryDirectory()
         self.original: RuntimeModel = model.path or model.proto
         start = perf_counter()
         reference = self._run(self.original, parts.choose)
@@ -54,10 +56,16 @@ class Trials:
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
         self._choose = Judge(self.metric, reference, labels)
         self._confirm = Judge(self.metric, self._run(self.original, parts.confirm), parts.confirm.get(LABELS))
-        n_few = max(MIN_SENSITIVITY_SAMPLES, int(sample_seconds / self.seconds_per_sample))
+        n_few = max(MIN_SENSITIVITY_SAMPLES, int(SAMPLE_SECONDS / self.seconds_per_sample))
         few = np.arange(min(n_few, count(parts.choose)))
         self._few = part(parts.choose, few)
         self._few_judge = Judge(self.metric, {name: array[few] for name, array in reference.items()}, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scratch.cleanup()
 
     @property
     def fit_samples(self) -> Samples:
@@ -66,7 +74,7 @@ class Trials:
 
     def build(self, replaced: Replacements) -> RuntimeModel:
         """Return the model with its replacements, as a file where its weights are in files."""
-        out = self._scratch / "trial.onnx" if self._model.data_files else None
+        out = Path(self._scratch.name, "trial.onnx") if self._model.data_files else None
         with ModelWriter(self._model, out) as writer:
             rewriter = Rewriter(self._model, writer.add_tensor)
             for replacement in replaced.values():
@@ -86,13 +94,17 @@ class Trials:
             outputs = self._run(self.build(replaced), self.parts.choose)
             return {**asdict(self._choose.drop(outputs)), "divergence": self._choose.divergence(outputs)}
 
-        found: dict[str, Any] = dict(self._memory.number(f"compared-{self.metric.name}", replaced, measure))
+        found: dict[str, Any] = dict(self.memory.number(f"compared-{self.metric.name}", replaced, measure))
         divergence = found.pop("divergence")
         return Drop(**found), divergence
 
-    def confirmed(self, replaced: Replacements) -> Drop:
-        """Return what replacements lose on the samples that no decision was made on."""
-        return self._confirm.drop(self._run(self.build(replaced), self.parts.confirm))
+    def drop(self, model: RuntimeModel) -> Drop:
+        """Return what a model loses on the samples that decide."""
+        return self._choose.drop(self._run(model, self.parts.choose))
+
+    def confirmed(self, model: RuntimeModel) -> Drop:
+        """Return what a model loses on the samples that no decision was made on."""
+        return self._confirm.drop(self._run(model, self.parts.confirm))
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         inputs = {name: array for name, array in samples.items() if name != LABELS}
