@@ -194,11 +194,11 @@ def decide(target: Target, config: Config, moments: Moments | None = None) -> De
         return Decision(f"it cannot be timed: {error}")
     if isinstance(choice, str):
         return Decision(choice)
-    chain = study.chain(choice)
+    chain, error = study.chain(choice)
+    choice = replace(choice, error=error)
     if study.data is None:
         return Decision("", chain, choice, weight)
     whole = recompose(chain.specs, chain.weights, study.layer.group)
-    choice = replace(choice, error=study.data.metric.error(whole))
     if bias is not None:
         bias = bias + study.data.metric.bias_shift(whole)
     return Decision("", chain, choice, weight, bias, study.data.fit.name)

@@ -108,12 +108,12 @@ class Study:
         macs = chain_macs(specs, self.layer.in_shape)
         return Candidate(method, ranks, specs, 1.0, chain_params(specs), macs)
 
-    def chain(self, candidate: Candidate) -> Chain:
-        """Return the chain of a candidate, its last step refitted where there is data."""
+    def chain(self, candidate: Candidate) -> tuple[Chain, float]:
+        """Return the chain of a candidate, fitted where there is data, and its error as in `Candidate`."""
         max_ranks = candidate.ranks if len(candidate.ranks) == 1 else None
         analysis = self.analysis(candidate.method, max_ranks)
         chain = decompose(candidate.method, analysis, self.layer, candidate.ranks)
-        return self.data.refitted(chain) if self.data else chain
+        return self.data.fitted(chain) if self.data else (chain, candidate.error)
 
     def worth_solving(self, method: Method, ranks: Ranks) -> bool:
         """Tell whether a solve at `ranks` is affordable in an automatic choice, or was asked for by name."""

@@ -178,9 +178,8 @@ def _timed(study: Study, candidates: list[Candidate]) -> list[tuple[Candidate, M
 
 def _option(found: LayerOptions, fit: Fit, candidate: Candidate, timing: Measured) -> Option:
     study = found.studies[fit.name]
-    chain = study.chain(candidate)
+    chain, error = study.chain(candidate)
     whole = recompose(chain.specs, chain.weights, study.layer.group)
-    error = found.metric.error(whole)
     bias = None if found.bias is None else found.bias + found.metric.bias_shift(whole)
     return Option(
         replace(candidate, error=error, measured=timing),

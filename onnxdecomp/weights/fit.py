@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxdecomp.layer import Layer
-from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks
+from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks, recompose
 from onnxdecomp.weights.moments import Moments
 from onnxdecomp.weights.refit import Metric, refitted
 from onnxdecomp.weights.whiten import Root, WhitenedAnalysis, first_axes, root_of
@@ -84,9 +84,11 @@ class Data:
             return method.analyze(layer, weight, rng, max_ranks)
         return WhitenedAnalysis(method, layer, weight, root, rng, max_ranks)
 
-    def refitted(self, chain: Chain) -> Chain:
-        """Return a chain with its last step refitted, if the fit says so."""
-        return refitted(chain, self.metric) if self.fit.refit else chain
+    def fitted(self, chain: Chain) -> tuple[Chain, float]:
+        """Return a chain, its last step refitted if the fit says so, and its relative error on the data."""
+        if self.fit.refit:
+            return refitted(chain, self.metric)
+        return chain, self.metric.error(recompose(chain.specs, chain.weights, chain.layer.group))
 
     def _root(self, layer: Layer, axes: tuple[int, ...]) -> Root | None:
         """Return the root over what a first step sees; None for no whitening."""

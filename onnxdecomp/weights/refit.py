@@ -10,9 +10,9 @@ With a bias to adjust, C is the covariance, and the bias takes up ``(W - A F) me
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray, recompose
@@ -63,22 +63,61 @@ class Metric:
         return (rest @ self.mean[:, :, np.newaxis]).reshape(-1)
 
 
-def refit_last(metric: Metric, specs: Sequence[StepSpec], weights: Sequence[FloatArray]) -> list[FloatArray]:
-    """Return the weights of a chain with the last step that is best on the data, given the others.
+@dataclass(frozen=True)
+class LastStep:
+    """The least-squares problem of the last step of a chain, given the others.
 
     Args:
-        metric: How errors count.
-        specs: The steps of the chain.
-        weights: Their arrays ``(O, I/G, *K)``.
+        metric: How errors of the layer count.
+        spec: The last step.
+        seen: ``(G, M k, M k)``, moment of what the last step sees.
+        wanted: ``(G, O/G, M k)``, of what it sees with what the layer should put out.
     """
-    layer, last = metric.layer, specs[-1]
-    if last.geometry.group != layer.group:
-        return list(weights)  # a depthwise last step is no matrix
-    mapped = _last_patch(layer, last, recompose(specs[:-1], weights[:-1], layer.group))  # (G, M k, D)
-    seen = mapped @ metric.moment @ mapped.swapaxes(1, 2)  # (G, M k, M k)
-    wanted = metric.product @ mapped.swapaxes(1, 2)  # (G, O/G, M k)
-    solved = ridge_solve(seen, wanted)  # (G, O/G, M k)
-    return [*weights[:-1], solved.reshape(last.weight_shape)]
+
+    metric: Metric
+    spec: StepSpec
+    seen: Moment
+    wanted: Moment
+
+    @classmethod
+    def of(
+        cls, metric: Metric, specs: Sequence[StepSpec], weights: Sequence[FloatArray]
+    ) -> "LastStep | None":
+        """Return the problem of a chain; None for a depthwise last step, which is no matrix.
+
+        Work: ``2 G M n (k^2 n + k O/G)`` operations, ``n`` being the values that one value before the last
+        step is a weighted sum of and k the taps of the last kernel. For a spatial split that is k times less
+        than to map whole patches.
+        """
+        layer, last = metric.layer, specs[-1]
+        if last.geometry.group != layer.group:
+            return None
+        before = recompose(specs[:-1], weights[:-1], layer.group)  # (G M, I/G, *j)
+        mapped = before.reshape(layer.group, last.weight_shape[1], -1)  # (G, M, n)
+        parts = _parts(layer, last)
+        n_rows, n_taps = mapped.shape[1], len(parts)
+        seen = np.empty((layer.group, n_rows, n_taps, n_rows, n_taps))
+        wanted = np.empty((layer.group, metric.weight.shape[1], n_rows, n_taps))
+        for tap, own in enumerate(parts):
+            wanted[..., tap] = metric.product[:, :, own] @ mapped.swapaxes(1, 2)
+            rows = mapped @ metric.moment[:, own]  # (G, M, D)
+            for other in range(tap + 1):
+                block = rows[:, :, parts[other]] @ mapped.swapaxes(1, 2)  # (G, M, M)
+                seen[:, :, tap, :, other] = block
+                seen[:, :, other, :, tap] = block.swapaxes(1, 2)
+        size = n_rows * n_taps
+        return cls(metric, last, seen.reshape(-1, size, size), wanted.reshape(layer.group, -1, size))
+
+    def solved(self) -> FloatArray:
+        """Return the last step ``(O, M, *k)`` with the least error on the data."""
+        return ridge_solve(self.seen, self.wanted).reshape(self.spec.weight_shape)
+
+    def error(self, weight: FloatArray) -> float:
+        """Return the relative error of the layer's output with this last step, never squared."""
+        blocks = weight.reshape(self.wanted.shape)  # (G, O/G, M k)
+        gained = 2 * np.sum(blocks * self.wanted) - np.sum((blocks @ self.seen) * blocks)
+        energy = self.metric.energy
+        return float(np.sqrt(max(energy - float(gained), 0.0) / energy)) if energy > 0 else 0.0
 
 
 def ridge_solve(seen: Moment, wanted: Moment, ridge: float = RIDGE) -> Moment:
@@ -96,28 +135,30 @@ def ridge_solve(seen: Moment, wanted: Moment, ridge: float = RIDGE) -> Moment:
     return np.asarray(np.linalg.solve(regular, wanted.swapaxes(1, 2)).swapaxes(1, 2))
 
 
-def refitted(chain: Chain, metric: Metric) -> Chain:
-    """Return a chain with its last step refitted."""
-    return replace(chain, weights=tuple(refit_last(metric, chain.specs, chain.weights)))
+def refitted(chain: Chain, metric: Metric) -> tuple[Chain, float]:
+    """Return a chain with the last step that is best on the data, and its relative error there.
+
+    A depthwise last step stays as it is.
+    """
+    last = LastStep.of(metric, chain.specs, chain.weights)
+    if last is None:
+        return chain, metric.error(recompose(chain.specs, chain.weights, chain.layer.group))
+    solved = last.solved()
+    return replace(chain, weights=(*chain.weights[:-1], solved)), last.error(solved)
 
 
-def _last_patch(layer: Layer, last: StepSpec, before: FloatArray) -> FloatArray:
-    """Return F ``(G, M k, D)`` that maps a patch of the layer to the one its last step sees.
+def _parts(layer: Layer, last: StepSpec) -> list[NDArray[np.intp]]:
+    """Return for each tap of the last step which values of a patch of the layer it is reached from.
 
-    Args:
-        layer: The layer.
-        last: Its last step ``(O, M, *k)``.
-        before: The other steps as one weight ``(G M, I/G, *j)``; no axis is in both kernels.
+    The values are in the order of the weights ``(I/G, *j)`` of the steps before; no axis is in both kernels.
     """
     kernel, own = layer.kernel, last.weight_shape[2:]
-    blocks = before.reshape(layer.group, -1, *before.shape[1:])  # (G, M, I/G, *j)
-    mapped = np.zeros((layer.group, blocks.shape[1], *own, layer.weight_shape[1], *kernel))
-    for place in product(*(range(size) for size in own)):
-        inside = tuple(
-            slice(p, p + 1) if size > 1 else slice(None) for p, size in zip(place, own, strict=True)
-        )
-        mapped[(slice(None), slice(None), *place, slice(None), *inside)] = blocks
-    return mapped.reshape(layer.group, -1, patch_size(layer))
+    places = np.arange(patch_size(layer)).reshape(layer.weight_shape[1], *kernel)
+    parts = []
+    for tap in np.ndindex(*own):
+        inside = tuple(slice(p, p + 1) if size > 1 else slice(None) for p, size in zip(tap, own, strict=True))
+        parts.append(places[(slice(None), *inside)].reshape(-1))
+    return parts
 
 
 def patch_size(layer: Layer) -> int:
