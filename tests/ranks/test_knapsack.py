@@ -3,7 +3,7 @@ from math import fsum, inf, nan
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.knapsack import budget_at, instance, least_error, total_error
@@ -13,6 +13,9 @@ WITHIN_OPTIMUM = 0.01
 """Share of the optimum's error that a choice may lie above it."""
 
 ROUNDING = 1e-9
+
+STEADY = settings(max_examples=50, deadline=None, derandomize=True)
+"""The same cases in every run, and no failure because the machine is busy."""
 
 TIED = st.integers(0, 12).map(float)  # small whole numbers: many ties, exact sums
 SPREAD = st.floats(0, 1e6, allow_subnormal=False)
@@ -33,12 +36,14 @@ def best_of_all(layers, budget):
     return min((total_error(layers, c) for c in choices if total_cost(layers, c) <= budget), default=inf)
 
 
+@STEADY
 @given(layers_of(TIED), st.integers(-1, 60))
 def test_no_other_choice_within_the_budget_is_better(layers, budget):
     choice = choose(layers, budget)
     assert (inf if choice is None else total_error(layers, choice)) == best_of_all(layers, budget)
 
 
+@STEADY
 @given(layers_of(SPREAD), SPREAD)
 def test_the_optimum_is_found_whatever_the_scales(layers, budget):
     choice = choose(layers, budget)
@@ -46,7 +51,8 @@ def test_the_optimum_is_found_whatever_the_scales(layers, budget):
     assert found == pytest.approx(best_of_all(layers, budget), rel=ROUNDING)
 
 
-@given(layers_of(SPREAD, max_layers=30), SPREAD)
+@STEADY
+@given(layers_of(SPREAD, max_layers=12), SPREAD)
 def test_the_budget_is_kept_and_only_refused_when_the_cheapest_exceed_it(layers, budget):
     choice = choose(layers, budget)
     cheapest = fsum(min(option.cost for option in options) for options in layers)
@@ -54,7 +60,8 @@ def test_the_budget_is_kept_and_only_refused_when_the_cheapest_exceed_it(layers,
     assert choice is None or total_cost(layers, choice) <= budget
 
 
-@given(layers_of(SPREAD, max_layers=20), SPREAD, SPREAD)
+@STEADY
+@given(layers_of(SPREAD, max_layers=12), SPREAD, SPREAD)
 def test_more_budget_never_gives_more_error(layers, budget, more):
     less, greater = choose(layers, budget), choose(layers, budget + more)
     assert less is None or total_error(layers, greater) <= total_error(layers, less) * (1 + ROUNDING)
@@ -81,16 +88,18 @@ def test_errors_in_proportion_to_cost_are_still_chosen_within_a_percent():
 @pytest.mark.parametrize("kind", ["decaying", "stairs", "twins", "random"])
 def test_errors_of_sixty_layers_fall_from_budget_to_budget(kind):
     layers = instance(kind, seed=2)
-    budgets = [budget_at(layers, share) for share in np.linspace(0, 1, 9)]
+    budgets = [budget_at(layers, share) for share in np.linspace(0, 1, 6)]
     errors = np.array([total_error(layers, choose(layers, budget)) for budget in budgets])
     assert np.all(np.diff(errors) < 0)
 
 
+@STEADY
 @given(layers_of(TIED), st.integers(0, 60))
 def test_equal_input_gives_an_equal_choice(layers, budget):
     assert choose(layers, budget) == choose([list(options) for options in layers], budget)
 
 
+@STEADY
 @given(layers_of(TIED), st.integers(0, 60))
 def test_of_equal_options_the_first_is_taken(layers, budget):
     doubled = [options + options for options in layers]
@@ -140,6 +149,7 @@ def test_a_budget_that_is_no_number_is_refused():
         choose([[Option(0.0, 0.0)]], nan)
 
 
+@STEADY
 @given(layers_of(TIED))
 def test_the_frontier_leads_from_the_least_error_to_the_least_cost(layers):
     path = frontier(layers)
@@ -149,6 +159,7 @@ def test_the_frontier_leads_from_the_least_error_to_the_least_cost(layers):
     assert costs[-1] == sum(min(option.cost for option in options) for options in layers)
 
 
+@STEADY
 @given(layers_of(TIED))
 def test_points_of_the_frontier_are_what_they_say_and_cannot_be_beaten(layers):
     path = frontier(layers)
@@ -158,6 +169,7 @@ def test_points_of_the_frontier_are_what_they_say_and_cannot_be_beaten(layers):
     assert [error for _, error, _ in path] == [best_of_all(layers, cost) for cost, _, _ in path]
 
 
+@STEADY
 @given(layers_of(TIED))
 def test_along_the_frontier_saved_cost_gets_more_and_more_expensive(layers):
     path = np.array([point[:2] for point in frontier(layers)])
