@@ -194,8 +194,8 @@ def decide(target: Target, config: Config, moments: Moments | None = None) -> De
         return Decision(f"it cannot be timed: {error}")
     if isinstance(choice, str):
         return Decision(choice)
-    chain, error = study.chain(choice)
-    choice = replace(choice, error=error)
+    chain, final_error = study.chain(choice)
+    choice = replace(choice, error=final_error)
     if study.data is None:
         return Decision("", chain, choice, weight)
     whole = recompose(chain.specs, chain.weights, study.layer.group)

@@ -85,9 +85,10 @@ def ballots(layers: Sequence[LayerOptions], trials: Trials, cost: Cost) -> list[
 
 
 def _ballot(layer: LayerOptions, options: list[Option], curve: Curve, cost: Cost) -> Ballot:
-    items = [Item(0.0, cost(layer, None))]
-    items += [Item(curve(option.error), cost(layer, option)) for option in options]
-    return Ballot(layer, options, items)
+    dense = Item(0.0, cost(layer, None))
+    found = [(option, Item(curve(option.error), cost(layer, option))) for option in options]
+    worth = [(option, item) for option, item in found if item.cost < dense.cost]
+    return Ballot(layer, [option for option, _ in worth], [dense, *(item for _, item in worth)])
 
 
 class Search:

@@ -1,14 +1,22 @@
 """What a search aims at, and what options cost in that."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxdecomp.config import Config
+from onnxdecomp.methods.base import Ranks
+from onnxdecomp.runtime.in_place import InPlace, profile_variants
+from onnxdecomp.runtime.observe import node_times
+from onnxdecomp.runtime.session import Feeds
 from onnxdecomp.search.auto import Cost
 from onnxdecomp.search.options import LayerOptions, Option
+from onnxdecomp.search.trial import Trials
 
 DEFAULT_MAX_DROP = 0.01
 """Budget of accuracy when none is given, in the unit of the metric: one percentage point of top-1."""
+
+PROFILE_SECONDS = 20.0
+"""Most time that profiling whole models takes."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,61 @@ class Goal:
         return cls(DEFAULT_MAX_DROP if config.max_drop is None else config.max_drop)
 
 
-def cost_of(target: str | None, in_place_ms: Mapping[str, float]) -> Cost:
-    """Return what counts the cost of options: milliseconds where nothing else is the target.
+@dataclass(frozen=True)
+class InPlaceCosts:
+    """Milliseconds of layers and of their options inside the whole model.
 
     Args:
-        target: As in `Goal`.
-        in_place_ms: Time of each layer inside the original, by key; a chain takes its share of it.
+        dense_ms: By key of the layer; several sites that share a weight count together.
+        option_ms: By key of the layer, method and ranks.
+        total_ms: All nodes of the original.
     """
+
+    dense_ms: dict[str, float]
+    option_ms: dict[tuple[str, str, Ranks], float]
+    total_ms: float
+
+
+def costs_in_place(layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds) -> InPlaceCosts:
+    """Profile whole models, in the i-th of which every layer is its i-th option.
+
+    So what is reordered between layouts counts where it happens, and all options of all layers cost as many
+    models as a single layer has options.
+    """
+    lists = {layer.key: (layer, next(iter(layer.options.values()))) for layer in layers}
+    n_variants = max((len(options) for _, options in lists.values()), default=0)
+    variants = [
+        trials.build(
+            {
+                key: layer.replacement(options[i])
+                for key, (layer, options) in lists.items()
+                if i < len(options)
+            }
+        )
+        for i in range(n_variants)
+    ]
+    if not variants:
+        return InPlaceCosts({}, {}, sum(node_times(trials.original, feeds, trials.threads).values()))
+    original, others = profile_variants(
+        trials.original, variants, feeds, trials.threads, max_seconds=PROFILE_SECONDS
+    )
+
+    def spent(cost: InPlace, layer: LayerOptions) -> float:
+        return sum(cost.layers_ms.get(site.layer.key, 0.0) for site in layer.target.group.sites)
+
+    return InPlaceCosts(
+        {key: spent(original, layer) for key, (layer, _) in lists.items()},
+        {
+            (key, option.candidate.method.full_name, option.candidate.ranks): spent(cost, layer)
+            for key, (layer, options) in lists.items()
+            for cost, option in zip(others, options, strict=False)
+        },
+        original.kernels_ms,
+    )
+
+
+def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:
+    """Return what counts the cost of options: milliseconds inside the model unless something else is asked."""
 
     def n_macs(layer: LayerOptions, option: Option | None) -> float:
         sites = layer.target.group.sites
@@ -53,7 +109,9 @@ def cost_of(target: str | None, in_place_ms: Mapping[str, float]) -> Cost:
         return float(option.size_bytes if option else layer.target.group.stored_bytes)
 
     def latency_ms(layer: LayerOptions, option: Option | None) -> float:
-        dense = sum(in_place_ms.get(site.layer.key, 0.0) for site in layer.target.group.sites)
-        return dense * (option.ratio if option else 1.0)
+        if option is None:
+            return in_place.dense_ms[layer.key]
+        candidate = option.candidate
+        return in_place.option_ms[layer.key, candidate.method.full_name, candidate.ranks]
 
     return {"macs": n_macs, "size": size_bytes}.get(target or "", latency_ms)

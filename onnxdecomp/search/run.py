@@ -13,11 +13,10 @@ from onnxdecomp.ranks.study import Study
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.runtime.machine import channel_block
-from onnxdecomp.runtime.observe import node_times
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
-from onnxdecomp.search.goal import Goal, cost_of
+from onnxdecomp.search.goal import Goal, cost_of, costs_in_place
 from onnxdecomp.search.int8 import FLOAT_SHARE
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import LayerOptions, find_options
@@ -104,10 +103,9 @@ def search_network(
             reasons[target.group.layer.key] = found
         else:
             layers.append(found)
-    in_place = node_times(trials.original, timed_inputs(trials.original, config), config.threads)
-    cost = cost_of(goal.target, in_place)
-    search = Search(ballots(layers, trials, cost), trials, _steps(config))
-    pick = _pick(search, goal, sum(in_place.values()), config)
+    in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
+    search = Search(ballots(layers, trials, cost_of(goal.target, in_place)), trials, _steps(config))
+    pick = _pick(search, goal, in_place.total_ms, config)
     decisions = [(target, _decision(target, layers, pick, reasons)) for target in targets]
     recovered = tuple(pick.recovered) if pick else ()
     return Searched(decisions, recovered, _notes(goal, pick, trials))

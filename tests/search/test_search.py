@@ -1,0 +1,200 @@
+"""Conversions that choose with data: budgets are kept, targets reached, and reasons given."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxdecomp.errors import BudgetError, UsageError
+from onnxdecomp.graph.io import load
+from onnxdecomp.pipeline import convert
+from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.search.goal import InPlaceCosts
+from tests.networks import network
+from tests.timers import even, fast, measured, slow
+
+N_SAMPLES = 96
+
+
+def in_place_by_macs(layers, trials, feeds):
+    """Say that everything takes a millisecond per million multiply-accumulates."""
+    dense_ms = {layer.key: layer.target.group.layer.n_macs / 1e6 for layer in layers}
+    option_ms = {
+        (layer.key, option.candidate.method.full_name, option.candidate.ranks): option.candidate.n_macs / 1e6
+        for layer in layers
+        for option in next(iter(layer.options.values()))
+    }
+    return InPlaceCosts(dense_ms, option_ms, sum(dense_ms.values()))
+
+
+@pytest.fixture(autouse=True)
+def steady_clock(monkeypatch):
+    monkeypatch.setattr("onnxdecomp.search.run.measure_chains", fast)
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", fast)
+    monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", in_place_by_macs)
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(11)
+    mixed = rng.standard_normal((16, 16)) * np.geomspace(1, 0.1, 16)  # channels that depend on each other
+    noise = rng.standard_normal((N_SAMPLES, 16, 12, 12))
+    return np.einsum("ij,njhw->nihw", mixed, noise).astype(np.float32)
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "in.onnx"
+    onnx.save(network(), path)
+    return path
+
+
+@pytest.fixture
+def calibration(tmp_path, images):
+    np.savez(tmp_path / "calibration.npz", x=images)
+    return str(tmp_path / "calibration.npz")
+
+
+@pytest.fixture
+def evaluation(tmp_path, model, images):
+    """New images, labelled with what the network answers."""
+    new = images[:, :, ::-1].copy()
+    labels = outputs_over(model, {"x": new})["y"].argmax(1)
+    np.savez(tmp_path / "evaluation.npz", x=new, labels=labels)
+    return str(tmp_path / "evaluation.npz")
+
+
+def search(model, calibration, **options):
+    return convert(model, model.with_name("out.onnx"), calibration=calibration, cache="none", **options)
+
+
+def test_the_choice_keeps_its_budget_on_samples_it_did_not_see(model, calibration):
+    report = search(model, calibration, metric="sqnr", max_drop=0.01)
+    assert len(report.decomposed) >= 2
+    assert report.accuracy.drop <= 0.01
+    outputs = [
+        outputs_over(path, {"x": np.load(calibration)["x"]})["y"]
+        for path in (model, model.with_name("out.onnx"))
+    ]
+    assert np.sum(np.square(outputs[1] - outputs[0])) <= 0.02 * np.sum(np.square(outputs[0]))
+
+
+def test_a_larger_budget_gives_a_smaller_model(model, calibration):
+    sizes = [
+        search(model, calibration, metric="sqnr", max_drop=budget).model["params"].after
+        for budget in (1e-8, 0.3)
+    ]
+    assert sizes[1] < sizes[0]
+
+
+def test_labels_decide_where_there_are_some(model, calibration, evaluation):
+    report = search(model, calibration, evaluation=evaluation, max_drop=0.2)
+    assert (report.accuracy.metric, report.accuracy.before) == ("top1", 1.0)
+    assert report.accuracy.n_samples == N_SAMPLES // 2
+
+
+@pytest.mark.parametrize(("target", "figure"), [("target_macs", "macs"), ("target_size", "params")])
+def test_a_target_is_reached(model, calibration, target, figure):
+    report = search(model, calibration, **{target: 0.4})
+    assert report.model[figure].after <= 0.4 * report.model[figure].before
+
+
+def test_a_target_out_of_reach_is_said_and_nothing_is_written(model, calibration):
+    with pytest.raises(BudgetError, match=r"--target-macs 0\.001 cannot be reached: .* Nothing was written"):
+        search(model, calibration, target_macs=0.001)
+    assert not model.with_name("out.onnx").exists()
+
+
+def test_force_writes_the_strongest_choice_for_a_target_out_of_reach(model, calibration):
+    report = search(model, calibration, target_macs=0.001, force=True)
+    assert report.model["macs"].after < 0.3 * report.model["macs"].before
+
+
+def test_a_target_that_costs_too_much_is_said_and_nothing_is_written(model, calibration):
+    with pytest.raises(BudgetError, match="Nothing was written"):
+        search(model, calibration, target_macs=0.15, max_drop=1e-6, metric="sqnr")
+    assert not model.with_name("out.onnx").exists()
+
+
+@pytest.mark.parametrize("timer", [slow, even])
+def test_what_is_not_faster_is_kept_and_the_output_is_the_original(monkeypatch, model, calibration, timer):
+    monkeypatch.setattr("onnxdecomp.search.run.measure_chains", timer)
+    report = search(model, calibration)
+    assert not report.decomposed
+    assert onnx.load(model.with_name("out.onnx")) == onnx.load(model)
+    assert any("no low-rank slack" in note for note in report.notes)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_a_cache_changes_nothing(model, calibration, tmp_path):
+    written = []
+    for cache in ("none", str(tmp_path / "cache"), str(tmp_path / "cache")):
+        convert(model, tmp_path / "out.onnx", calibration=calibration, cache=cache, max_drop=0.2)
+        written.append((tmp_path / "out.onnx").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_a_second_search_looks_up_what_the_first_one_measured(monkeypatch, model, calibration, tmp_path):
+    convert(model, tmp_path / "out.onnx", calibration=calibration, cache=str(tmp_path / "cache"))
+    runs = []
+    real = outputs_over
+    monkeypatch.setattr(
+        "onnxdecomp.search.trial.outputs_over", lambda *a, **k: runs.append(1) or real(*a, **k)
+    )
+    convert(model, tmp_path / "out.onnx", calibration=calibration, cache=str(tmp_path / "cache"))
+    assert len(runs) <= 5  # the original on two parts, and confirmations
+
+
+@pytest.mark.parametrize("without", ["whitening", "refit", "bias", "asymmetric", "affine"])
+def test_every_step_of_fitting_can_be_switched_off(model, calibration, without):
+    report = search(model, calibration, without=(without,), max_drop=0.2)
+    assert report.decomposed
+    assert without not in report.recovered
+
+
+def test_named_ranks_are_fitted_to_the_data_too(model, calibration):
+    fitted = search(model, calibration, rank="ratio:0.3")
+    plain = convert(model, None, rank="ratio:0.3", cache="none")
+    assert all(layer.fit and layer.data_error is not None for layer in fitted.decomposed)
+    assert [layer.key for layer in fitted.decomposed] == [layer.key for layer in plain.decomposed]
+    assert fitted.accuracy is not None
+    assert fitted.accuracy.budget is None
+
+
+def test_named_ranks_keep_a_budget_or_write_nothing(model, calibration):
+    with pytest.raises(BudgetError, match=r"loses .* of sqnr, more than --max-drop 1e-06"):
+        search(model, calibration, rank="ratio:0.1", max_drop=1e-6, metric="sqnr")
+    assert not model.with_name("out.onnx").exists()
+
+
+def test_int8_comes_after_decomposition_inside_the_same_budget(model, calibration):
+    report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
+    assert report.int8
+    assert report.accuracy.drop <= 0.05
+    ops = {node.op_type for node in load(model.with_name("out.onnx")).proto.graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= ops
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_drop": 0.01}, {"target_macs": 0.5}, {"int8": True}], ids=lambda o: next(iter(o))
+)
+def test_budgets_need_samples(model, options):
+    with pytest.raises(UsageError, match="needs samples to measure accuracy on: give --calibration"):
+        convert(model, None, **options)
+
+
+def test_two_targets_at_once_are_refused(model, calibration):
+    with pytest.raises(UsageError, match="target_latency and target_macs cannot both"):
+        search(model, calibration, target_latency=0.5, target_macs=0.5)
+
+
+def test_too_few_samples_are_said(model, tmp_path, images):
+    np.savez(tmp_path / "few.npz", x=images[:3])
+    with pytest.raises(UsageError, match="has 3 samples: give 16 or more"):
+        search(model, str(tmp_path / "few.npz"), max_drop=0.01)
+
+
+def test_labels_of_another_length_are_said(model, calibration, tmp_path, images):
+    np.savez(tmp_path / "bad.npz", x=images, labels=np.zeros(5, int))
+    with pytest.raises(UsageError, match="different numbers of samples"):
+        search(model, calibration, evaluation=str(tmp_path / "bad.npz"))
