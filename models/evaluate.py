@@ -84,10 +84,12 @@ class Task:
 
     Args:
         images: Loads the data set.
+        samples: Name of the committed samples, which networks of one task share; empty for none.
         seen: What the network is given of its images.
     """
 
     images: Callable[[], data.DataSet]
+    samples: str = ""
     seen: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda images: images
 
     def test(self) -> Samples:
@@ -97,14 +99,14 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "char36": Task(data.char36),
-    "cifar10_keras": Task(data.cifar10),
-    "resnet20_cifar": Task(data.cifar10),
-    "song_cifar": Task(data.cifar10, partial(centre, side=24)),
-    "song_mnist": Task(data.mnist),
-    "vgg16_cifar64": Task(data.cifar10, enlarged),
-    "vgg_cifar": Task(data.cifar10),
-    "vit_fashion": Task(data.fashion_mnist),
+    "char36": Task(data.char36, "char36"),
+    "cifar10_keras": Task(data.cifar10, "cifar10"),
+    "resnet20_cifar": Task(data.cifar10, "cifar10"),
+    "song_cifar": Task(data.cifar10, "cifar10_crops", partial(centre, side=24)),
+    "song_mnist": Task(data.mnist, "mnist"),
+    "vgg16_cifar64": Task(data.cifar10, "", enlarged),
+    "vgg_cifar": Task(data.cifar10, "cifar10"),
+    "vit_fashion": Task(data.fashion_mnist, "fashion_mnist"),
 }
 """Tasks by the network they are for."""
 

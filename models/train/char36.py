@@ -15,7 +15,6 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from models import data
 from models.command import exit_code
 from models.train import training
 from models.train.training import RawConv2d, Recipe
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, peak_rate=1e-3, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(), data.char36(), recipe, options.output, half=True)
+    training.run(NAME, network(), recipe, options.output, half=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from models import data
 from models.command import exit_code
 from models.train import training
 from models.train.augment import padded_crop
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         seed=options.seed,
         bfloat16=options.bfloat16,
     )
-    training.run(NAME, network(), data.cifar10(), recipe, options.output, padded_crop)
+    training.run(NAME, network(), recipe, options.output, padded_crop)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,13 @@ from functools import partial
 
 from torch import nn
 
-from models import data
 from models.command import exit_code
-from models.evaluate import centre
 from models.train import training
 from models.train.augment import mirrored_crop
 from models.train.training import RawConv2d, Recipe
 
 NAME = "song_cifar"
-EPOCHS = 20
+EPOCHS = 10
 SIDE = 24
 
 
@@ -49,8 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, peak_rate=1.5e-3, seed=options.seed, bfloat16=options.bfloat16)
-    crop, middle = partial(mirrored_crop, side=SIDE), partial(centre, side=SIDE)
-    training.run(NAME, network(), data.cifar10(), recipe, options.output, crop, middle)
+    training.run(NAME, network(), recipe, options.output, partial(mirrored_crop, side=SIDE))
 
 
 if __name__ == "__main__":

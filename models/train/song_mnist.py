@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import data
 from models.command import exit_code
 from models.train import training
 from models.train.training import RawConv2d, Recipe
@@ -77,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(options.hidden), data.mnist(), recipe, options.output, distort)
+    training.run(NAME, network(options.hidden), recipe, options.output, distort)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.data import DataSet
-from models.evaluate import Samples
+from models.evaluate import TASKS, Samples
 
 OPSET = 17
 MODELS = Path(__file__).parents[1]
@@ -101,36 +100,32 @@ class RawConv2d(nn.Conv2d):
 def run(
     name: str,
     network: nn.Sequential,
-    images: DataSet,
     recipe: Recipe,
     folder: Path,
     augment: Augment = lambda images, _: images,
-    seen: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = lambda images: images,
     *,
     half: bool = False,
 ) -> None:
-    """Train a network, and write it with its log, its calibration and its evaluation samples.
+    """Train a network on its task, and write it with its log, its calibration and its evaluation samples.
 
     A network with BatchNormalization is written twice: folded as NAME.onnx, kept as NAME_bn.onnx.
 
     Args:
-        name: Of the network.
+        name: Of the network, in `models.evaluate.TASKS`.
         network: Untrained; its weights must have been drawn after `begin`.
-        images: To train on, and to choose samples from.
         recipe: How to train.
         folder: Where to write.
         augment: What the network sees of a batch of images in training.
-        seen: What the written network is given of images.
         half: As in `export`.
     """
-    test = Samples(seen(images.test_images), images.test_labels)
-    train(
-        network, images.train_images, images.train_labels, recipe, augment, folder / "train" / f"{name}.csv"
-    )
+    task = TASKS[name]
+    images, test = task.images(), task.test()
+    log = folder / "train" / f"{name}.csv"
+    train(network, images.train_images, images.train_labels, recipe, augment, log)
     export(network, folder / f"{name}.onnx", test.images.shape[1:], half=half)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         export(network, folder / f"{name}_bn.onnx", test.images.shape[1:], keep_batchnorm=True)
-    write_samples(folder, name, seen(images.train_images), test, recipe.seed)
+    write_samples(folder, task.samples, task.seen(images.train_images), test, recipe.seed)
 
 
 def train(

@@ -3,7 +3,7 @@
     python -m models.train.vit_fashion
 
 Dosovitskiy et al., "An image is worth 16x16 words" (2021), in small: 49 patches of 4x4 pixels, each mapped to
-64 numbers and given its place; three encoder layers (LayerNormalization first, attention with four heads, a
+64 numbers and given its place; two encoder layers (LayerNormalization first, attention with four heads, a
 feed-forward part of 128 units); the mean over the patches and one fully connected layer.
 """
 
@@ -13,7 +13,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from models import data
 from models.command import exit_code
 from models.train import training
 from models.train.augment import padded_crop
@@ -26,7 +25,7 @@ N_PATCHES = (28 // PATCH) ** 2
 WIDTH = 64
 N_HEADS = 4
 N_HIDDEN = 128
-N_LAYERS = 3
+N_LAYERS = 2
 
 
 class Tokens(nn.Module):
@@ -102,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = training.options(NAME, EPOCHS).parse_args(arguments)
     training.begin(options.seed, options.threads)
     recipe = Recipe(options.epochs, weight_decay=0.05, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(), data.fashion_mnist(), recipe, options.output, padded_crop)
+    training.run(NAME, network(), recipe, options.output, padded_crop)
 
 
 if __name__ == "__main__":
