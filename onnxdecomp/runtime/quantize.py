@@ -169,7 +169,7 @@ def _begin(
     for key in exclude:
         if key not in known:
             raise unknown_name("node", key, known)
-    feeds = list(batches(samples, proto, BATCH))
+    feeds = [{name: np.asarray(x) for name, x in f.items()} for f in batches(samples, proto, BATCH)]
     order = np.random.default_rng(seed).permutation(len(feeds))
     calibration = _first_samples([feeds[number] for number in order], N_CALIBRATION)
     compared = _first_samples(calibration, N_COMPARED)

@@ -28,7 +28,7 @@ from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.sites import is_dense, kind_refusal
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import verify_models
-from onnxdecomp.runtime.quantize_layers import numbered_name, sort_out, with_names
+from onnxdecomp.runtime.quantize_layers import initializers, numbered_name, sort_out, with_names
 from onnxdecomp.runtime.session import LOG_FATAL, ORT_ERRORS, Feeds, Model, first_sentence
 
 FIRST_OPSET = 13
@@ -174,6 +174,7 @@ def _checked(
     """Return the model in a form of high enough opset, or what is wrong with it."""
     try:
         proto = _raised(form(numbered))
+        _flatten_biases(proto)
         new = _domains(proto) - _domains(numbered)
         if new:
             return f"onnxruntime brings in operators of {', '.join(sorted(new))}."
@@ -229,6 +230,19 @@ def _lifted(original: onnx.ModelProto) -> onnx.ModelProto:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return proto
+
+
+def _flatten_biases(proto: onnx.ModelProto) -> None:
+    """Give a Gemm whose bias is (1, O) one of (O,), which broadcasts alike and has a scale per channel."""
+    constants = initializers(proto)
+    for node in proto.graph.node:
+        bias = constants.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
+        if bias is not None and len(bias.dims) == 2 and bias.dims[0] == 1:
+            flat = proto.graph.initializer.add()
+            flat.CopyFrom(bias)
+            flat.name = f"{node.output[0]}_bias"
+            del flat.dims[0]
+            node.input[2] = flat.name
 
 
 def _raised(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -184,13 +184,17 @@ def test_layers_that_stay_in_float_have_a_reason(nodes, arrays, reason):
     assert reason in reasons(found)["y"]
 
 
-@pytest.mark.parametrize("nodes", ["y = Gemm<transB=1>(x, w, b)", "t = MatMul(x, v)  y = Add(t, b)"])
+@pytest.mark.parametrize(
+    "nodes",
+    ["y = Gemm<transB=1>(x, w, b)", "t = MatMul(x, v)  y = Add(t, b)", "t = MatMul(x, v)  y = Add(t, r)"],
+)
 def test_matrices_are_quantized_either_way_round(nodes):
-    arrays = {"w": normal(4, 6), "v": normal(6, 4), "b": normal(4)}
+    arrays = {"w": normal(4, 6), "v": normal(6, 4), "b": normal(4), "r": normal(1, 4)}
     arrays = {name: a for name, a in arrays.items() if f"{name}," in nodes or f"{name})" in nodes}
     model = parse(f"g (float[N, 6] x) => (float[N, 4] y) {{ {nodes} }}", arrays)
     found = quantize(model, {"x": normal(24, 6)})
     assert len(found.quantized) == 1
+    assert kinds(found.model)["Gemm"] == 1
     assert_works(found, model, {"x": normal(24, 6)})
 
 
