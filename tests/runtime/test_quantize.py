@@ -460,9 +460,9 @@ def test_search_hands_on_why_a_model_cannot_be_quantized():
 def test_a_trained_network_keeps_its_accuracy_at_a_quarter_of_its_size():
     folder = Path(__file__).parents[2] / "models"
     model = onnx.load(folder / "song_mnist.onnx")
-    with np.load(folder / "calibration" / "song_mnist.npz") as file:
+    with np.load(folder / "calibration" / "mnist.npz") as file:
         samples = {"image": file["image"].astype(np.float32)}
-    with np.load(folder / "evaluation" / "song_mnist.npz") as file:
+    with np.load(folder / "evaluation" / "mnist.npz") as file:
         held_out, labels = {"image": file["image"].astype(np.float32)}, file["labels"]
     found = quantize(model, samples)
     before, after = (
