@@ -118,6 +118,12 @@ def test_of_equal_errors_the_cheapest_is_taken_where_money_is_no_object():
     assert choose([[Option(1.0, 7.0), Option(1.0, 2.0)], [Option(0.0, 1.0)]], inf) == [1, 0]
 
 
+@pytest.mark.parametrize(("budget", "choice"), [(0.1 + 0.2, [1, 1]), (np.nextafter(0.1 + 0.2, 0), [0, 1])])
+def test_not_even_rounding_exceeds_the_budget(budget, choice):
+    layers = [[Option(1.0, 0.0), Option(0.0, 0.1)], [Option(2.0, 0.0), Option(0.0, 0.2)]]
+    assert choose(layers, budget) == choice
+
+
 def test_no_layers_need_no_budget():
     assert choose([], 0.0) == []
     assert choose([], -1.0) is None
