@@ -19,6 +19,15 @@ def fast(layer, candidates, dtype, config):
     return [Measured(2.0, 1.0, 2.0, 1.9, 2.1) for _ in candidates]
 
 
+def by_macs(layer, candidates, dtype, config):
+    """Say that everything takes a millisecond per million multiply-accumulates."""
+    dense = layer.n_macs / 1e6
+    chains = [candidate.n_macs / 1e6 for candidate in candidates]
+    return [
+        Measured(dense, chain, dense / chain, 0.99 * dense / chain, 1.01 * dense / chain) for chain in chains
+    ]
+
+
 def measured(speedup, spread):
     """Return a stand-in for `proof.compare_latency` that says so of every pair of models."""
 

@@ -21,7 +21,7 @@ from onnxdecomp.search.trial import Trials
 BISECTIONS = 7
 """Real evaluations that find the budget of cost, each on all samples that decide."""
 
-STRONGER_STEPS = 4
+STRONGER_STEPS = 3
 """Stronger choices that are tried after recovery has gained something."""
 
 STRONGER = 0.93
@@ -170,20 +170,13 @@ class Search:
         return self._trials.confirmed(self._trials.build(pick.replaced))
 
     def _recovered(self, pick: Pick) -> Pick:
-        """Return a choice after the recovery steps that move its outputs nearer to the original's."""
-        best = pick
+        """Return a choice after the strongest recovery that moves its outputs nearer to the original's."""
         for step in self._steps:
-            changed = recover(step, best.replaced, self._trials)
+            changed = recover(step, pick.replaced, self._trials)
             drop, divergence = self._trials.compared(changed)
-            if divergence < best.divergence:
-                best = replace(
-                    best,
-                    replaced=changed,
-                    drop=drop,
-                    divergence=divergence,
-                    recovered=[*best.recovered, step],
-                )
-        return best
+            if divergence < pick.divergence:
+                return replace(pick, replaced=changed, drop=drop, divergence=divergence, recovered=[step])
+        return pick
 
 
 def holds(drop: Drop, max_drop: float) -> bool:

@@ -97,7 +97,7 @@ def costs_in_place(layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds)
 
 
 def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:
-    """Return what counts the cost of options: milliseconds inside the model unless something else is asked."""
+    """Return what counts the cost of options: milliseconds inside the model, unless a target says else."""
 
     def n_macs(layer: LayerOptions, option: Option | None) -> float:
         sites = layer.target.group.sites

@@ -52,7 +52,7 @@ def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Repl
             tensors,
             replacement.group.layer,
             replacement.chain.specs[-1],
-            trials.fit_samples,
+            trials.recovery_samples,
             threads=trials.threads,
         )
         if pair is not None:

@@ -22,6 +22,9 @@ MIN_SENSITIVITY_SAMPLES = 16
 """Samples that the divergence of a single layer is measured on, at the least."""
 
 
+RECOVERY_SAMPLES = 256
+"""Samples that last steps are solved on, layer after layer."""
+
 SAMPLE_SECONDS = 0.25
 """Time of one look at what a single layer does to the network's output, which sets the number of samples."""
 
@@ -72,6 +75,11 @@ class Trials:
         """Samples that chains are fitted to."""
         return self.parts.fit
 
+    @property
+    def recovery_samples(self) -> Samples:
+        """The first of them: the last step of a chain has far fewer unknowns than a patch of a layer."""
+        return part(self.parts.fit, np.arange(min(RECOVERY_SAMPLES, count(self.parts.fit))))
+
     def build(self, replaced: Replacements) -> RuntimeModel:
         """Return the model with its replacements, as a file where its weights are in files."""
         out = Path(self._scratch.name, "trial.onnx") if self._model.data_files else None
@@ -85,7 +93,11 @@ class Trials:
 
     def divergence(self, replaced: Replacements) -> float:
         """Return how far the outputs move on a few samples: smooth, 0 for equal outputs."""
-        return self._few_judge.divergence(self._run(self.build(replaced), self._few))
+
+        def measure() -> dict[str, float]:
+            return {"divergence": self._few_judge.divergence(self._run(self.build(replaced), self._few))}
+
+        return self.memory.number(f"divergence-{count(self._few)}", replaced, measure)["divergence"]
 
     def compared(self, replaced: Replacements) -> tuple[Drop, float]:
         """Return what replacements lose on the samples that decide, and how far the outputs move there."""
