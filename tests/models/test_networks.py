@@ -32,12 +32,33 @@ class Network:
 
 
 NETWORKS = {
-    "char36": Network("@char36@", 0, "93.28 %"),
-    "song_mnist": Network("7dabe0c9af8e37b61b6c5eeca036416871b53da9a753789143ef85b765f1f0df", 997, "99.52 %"),
+    "char36": Network(
+        "677bf27eb96d5f83a88f9fece310103f77a5e7bf9564b277ece5053ea218ab6a", 928, "93.28 %"
+    ),
+    "song_cifar": Network(
+        "37e05593aa2fc5af21567d9109858db31a77c1935442dc19ef06b01a1d7ebb2b", 730, "76.41 %"
+    ),
+    "song_mnist": Network(
+        "7dabe0c9af8e37b61b6c5eeca036416871b53da9a753789143ef85b765f1f0df", 997, "99.52 %"
+    ),
+    "vgg_cifar": Network(
+        "99ffa999dd3f98912806b137ef9a8a09474ea02f114db99e4247eda2e4405df8", 915, "92.07 %"
+    ),
 }
 
 SAMPLES = {
-    "char36": ("@char36@", "@char36@"),
+    "char36": (
+        "5946efce7e4d9221b0be8eb4390296b94cd7050c518ae81089cde62fcf3b329a",
+        "3c79496655ebdaf3a43878e6ce7d8d3b5b9705034ecdbcfe87d8b69bc00d6f02",
+    ),
+    "cifar10": (
+        "ce22c6d03b2cc254e8dee627f8cc6dffb22fe9969992f4f8c6b67c3914f8b0f9",
+        "7245e2cf46e53ae30ea9982964c1435abf974a6c9852f31496df6186ccac3590",
+    ),
+    "cifar10_crops": (
+        "ef976b655b0c19d267734f6bd0bd5ccf2aa7b9aeba5e483750644f9f081ab862",
+        "1503b01698035cccdf586532e40397b7e1946ee3672cb84c523c974e8c70a923",
+    ),
     "mnist": (
         "852e69dddab4a73b43f66b7e480fc08d5a72741fa3861e50ad7f7656867044f5",
         "b5a62e14f579f90ba2819164f5824fafe40e388584ee1174aaa9943be5443b86",
