@@ -209,7 +209,7 @@ def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, conf
     if config.verify != "model" or not (report.decomposed or report.int8):
         return
     exact = not report.int8 and all((layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed)
-    proof = prove_model(model.path or model.proto, converted, config, exact=exact)
+    proof = prove_model(model.path or model.proto, converted, config, exact=exact, int8=bool(report.int8))
     report.output_error, report.latency = proof.output_error, proof.latency
     report.notes += proof.notes
 

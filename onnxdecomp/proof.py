@@ -15,6 +15,9 @@ from onnxdecomp.selection import Decision, Target, model_inputs, timed_inputs
 EXACT_ERROR = 1e-4
 """Relative output error allowed to a conversion whose chains are all exact."""
 
+INT8_AGREEMENT = 0.1
+"""Relative difference between optimizations off and on that is allowed to a model in INT8."""
+
 MODEL_TIMING_SECONDS = 20.0
 """Most time that the comparison of two models' latency takes."""
 
@@ -60,7 +63,9 @@ class ModelProof:
     notes: tuple[str, ...] = ()
 
 
-def prove_model(original: Model, converted: Model, config: Config, *, exact: bool) -> ModelProof:
+def prove_model(
+    original: Model, converted: Model, config: Config, *, exact: bool, int8: bool = False
+) -> ModelProof:
     """Check the whole of a converted model against the original and time both.
 
     Args:
@@ -68,6 +73,7 @@ def prove_model(original: Model, converted: Model, config: Config, *, exact: boo
         converted: The converted model, or its path.
         config: `shapes`, `threads`, `seed` and `force` count.
         exact: True when all chains are exact, so that the outputs must be equal.
+        int8: True when the converted model computes in INT8, which fused nodes round otherwise.
 
     Raises:
         VerificationError: The converted model is wrong, and `force` is off.
@@ -75,7 +81,14 @@ def prove_model(original: Model, converted: Model, config: Config, *, exact: boo
     try:
         feeds = model_inputs(original, config, VERIFIED_FEEDS)
         tolerance = EXACT_ERROR if exact else None
-        check = verify_models(original, converted, feeds, tolerance=tolerance, threads=config.threads)
+        check = verify_models(
+            original,
+            converted,
+            feeds,
+            tolerance=tolerance,
+            agreement_tolerance=INT8_AGREEMENT if int8 else None,
+            threads=config.threads,
+        )
     except ModelError as error:
         return ModelProof(notes=(f"The whole model was not run, its layers were: {error}",))
     if not check.passed and not config.force:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -183,6 +184,8 @@ def _rows(outputs: Outputs) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0.0:
         return LIMIT_DB
+    if not isfinite(noise):
+        return -LIMIT_DB
     return min(LIMIT_DB, 10.0 * float(np.log10(signal / noise))) if signal > 0 else -LIMIT_DB
 
 

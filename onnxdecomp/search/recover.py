@@ -20,7 +20,7 @@ from onnxdecomp.runtime.activations import pair_moments
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.replacement import Replacement, Replacements
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.weights.moments import PairMoments
+from onnxdecomp.weights.moments import PairMoments, shrinkage
 from onnxdecomp.weights.refit import ridge_solve
 
 STEPS = ("asymmetric", "affine", "bias")
@@ -28,6 +28,10 @@ STEPS = ("asymmetric", "affine", "bias")
 
 RIDGE = 1e-4
 """Penalty of the asymmetric solution, as a share of the mean second moment of what the step is given."""
+
+
+MAX_SHRINKAGE = 0.99
+"""Share of the identity above which the penalty does not grow any more."""
 
 
 def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
@@ -78,7 +82,7 @@ def _solved(step: str, replacement: Replacement, pair: PairMoments) -> Replaceme
     group = chain.specs[-1].geometry.group
     last = chain.weights[-1].reshape(shape[0], -1)  # (O, D)
     if step == "asymmetric":
-        last = _least_squares(pair, group, centred=bias is not None)
+        last = _least_squares(pair, last, group, centred=bias is not None)
     elif step == "affine":
         last = _factors(pair, last, group)[:, np.newaxis] * last
     if bias is not None:
@@ -90,14 +94,20 @@ def _solved(step: str, replacement: Replacement, pair: PairMoments) -> Replaceme
     )
 
 
-def _least_squares(pair: PairMoments, group: int, *, centred: bool) -> FloatArray:
-    """Return the last step ``(O, D)`` whose outputs are nearest to the original's."""
+def _least_squares(pair: PairMoments, last: FloatArray, group: int, *, centred: bool) -> FloatArray:
+    """Return the last step ``(O, D)`` whose outputs are nearest to the original's.
+
+    With few samples it stays near the last step that is there: the penalty is on the difference.
+    """
     seen, wanted = pair.second_zz, pair.cross_yz.reshape(group, -1, pair.cross_yz.shape[1])
     if centred:
         mean_y = pair.mean_y.reshape(group, -1, 1)
         seen = seen - pair.mean_z[:, :, np.newaxis] * pair.mean_z[:, np.newaxis, :]
         wanted = wanted - mean_y * pair.mean_z[:, np.newaxis, :]
-    return ridge_solve(seen, wanted, RIDGE).reshape(pair.cross_yz.shape)
+    blocks = last.reshape(wanted.shape)  # (G, O/G, D)
+    share = min(shrinkage(seen, pair.n_patches), MAX_SHRINKAGE)
+    change = ridge_solve(seen, wanted - blocks @ seen, RIDGE + share / (1 - share))
+    return (blocks + change).reshape(last.shape)
 
 
 def _mean_output(pair: PairMoments, last: FloatArray, group: int) -> FloatArray:

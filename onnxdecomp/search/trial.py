@@ -13,6 +13,7 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
 from onnxdecomp.runtime.samples import LABELS
+from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, count
@@ -55,10 +56,11 @@ class Trials:
         start = perf_counter()
         reference = self._run(self.original, parts.choose)
         self.seconds_per_sample = (perf_counter() - start) / count(parts.choose)
-        labels = parts.choose.get(LABELS)
+        labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
         self._choose = Judge(self.metric, reference, labels)
-        self._confirm = Judge(self.metric, self._run(self.original, parts.confirm), parts.confirm.get(LABELS))
+        unseen = self._run(self.original, parts.confirm)
+        self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SAMPLE_SECONDS / self.seconds_per_sample))
         few = np.arange(min(n_few, count(parts.choose)))
         self._few = part(parts.choose, few)
@@ -121,3 +123,9 @@ class Trials:
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         inputs = {name: array for name, array in samples.items() if name != LABELS}
         return outputs_over(model, inputs, threads=self.threads)
+
+
+def _labels(samples: Samples, outputs: Outputs) -> Array | None:
+    """Return the labels of the samples that were run: the last may not have filled a fixed batch."""
+    labels = samples.get(LABELS)
+    return None if labels is None else labels[: len(next(iter(outputs.values())))]

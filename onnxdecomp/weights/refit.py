@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray, recompose
-from onnxdecomp.weights.moments import Moment, Moments
+from onnxdecomp.weights.moments import Moment, Moments, shrunk
 
 RIDGE = 1e-5
 """Share of the mean of the diagonal that is added to it before a least-squares solution."""
@@ -29,7 +29,8 @@ class Metric:
     Args:
         layer: The layer.
         weight: ``(G, O/G, D)`` in float64.
-        moment: ``(G, D, D)``: the covariance where the bias takes up the mean, else the second moment.
+        moment: ``(G, D, D)``: the covariance where the bias takes up the mean, else the second moment, shrunk
+            to the identity as far as there are few patches.
         mean: ``(G, D)`` mean patch; zero where there is no bias to take it up.
         product: ``(G, O/G, D)``, weight times moment.
         energy: ``tr(W C W^T)`` over the groups: the energy of the output.
@@ -46,7 +47,7 @@ class Metric:
     def of(cls, layer: Layer, weight: FloatArray, moments: Moments, *, with_bias: bool) -> "Metric":
         """Return the metric of a weight ``(O, I/G, *K)`` on data."""
         blocks = np.asarray(weight, np.float64).reshape(layer.group, layer.out_channels // layer.group, -1)
-        moment = moments.covariance if with_bias else moments.second
+        moment = shrunk(moments.covariance if with_bias else moments.second, moments.n_patches)
         mean = moments.mean if with_bias else np.zeros_like(moments.mean)
         outcome = blocks @ moment  # (G, O/G, D)
         return cls(layer, blocks, moment, mean, outcome, float(np.sum(outcome * blocks)))

@@ -8,7 +8,7 @@ import pytest
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import find_methods, registered
 from onnxdecomp.methods.base import Chain, Method, decompose, recompose, relative_error
-from onnxdecomp.weights.moments import Moments
+from onnxdecomp.weights.moments import Moments, shrinkage
 from onnxdecomp.weights.refit import Metric, patch_size, refitted
 from onnxdecomp.weights.whiten import WhitenedAnalysis, first_axes, root_of
 from tests.builders import LAYERS, MATRICES, Array, conv_layer, weight_of
@@ -22,6 +22,9 @@ ROUNDING = 1e-5
 
 RIDGE_SLACK = 1e-3
 """Relative loss that the small penalty of a least-squares solution may cost."""
+
+MANY = 10**9
+"""Patches enough to believe a moment as it is."""
 
 CASES = [
     pytest.param(method, layer, id=f"{method.full_name}-{name}")
@@ -56,9 +59,9 @@ def chain_of(method: Method, layer: Layer) -> Chain:
 
 
 @cache
-def whitened_chain(method: Method, layer: Layer, ranks: tuple[int, ...], shrinkage: float) -> Chain:
+def whitened_chain(method: Method, layer: Layer, ranks: tuple[int, ...], share: float) -> Chain:
     axes = first_axes(layer, method.plan(layer, ranks)[0])
-    root = root_of(layer, moments_of(layer).covariance, axes, shrinkage)
+    root = root_of(layer, metric_of(layer).moment, axes, share)
     analysis = WhitenedAnalysis(method, layer, weight_of(layer), root, np.random.default_rng(0))
     return decompose(method, analysis, layer, ranks)
 
@@ -135,7 +138,7 @@ def test_the_error_is_that_of_the_outputs_and_the_bias_takes_up_the_mean(name):
     layer = LAYERS[name]
     rng = np.random.default_rng(3)
     patches = rng.standard_normal((layer.group, 200, patch_size(layer))) + 0.5  # (G, n, D)
-    moments = Moments(200, patches.mean(1), patches.swapaxes(1, 2) @ patches / 200)
+    moments = Moments(MANY, patches.mean(1), patches.swapaxes(1, 2) @ patches / 200)
     weight = weight_of(layer)
     other = weight + 0.1 * rng.standard_normal(weight.shape)
     metric = Metric.of(layer, weight, moments, with_bias=True)
@@ -161,3 +164,36 @@ def test_a_layer_that_never_sees_anything_has_no_error():
     chain, _ = refitted(decompose_plain(*find_methods("svd/2-steps"), layer, (2,)), metric)
     assert metric.error(whole(chain)) == 0.0
     assert all(np.isfinite(w).all() for w in chain.weights)
+
+
+def test_few_patches_are_believed_less():
+    rng = np.random.default_rng(5)
+    shares = []
+    for n in (8, 64, 512, 4096):
+        patches = rng.standard_normal((n, 64)) * np.geomspace(1, 0.01, 64)
+        shares.append(shrinkage((patches.T @ patches / n)[np.newaxis], n))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.3
+    assert shares[-1] < 0.01
+
+
+def test_white_patches_become_the_identity():
+    assert shrinkage(2 * np.eye(8)[np.newaxis], 100) == 1.0
+
+
+def test_a_step_fitted_to_few_patches_holds_on_others():
+    layer = conv_layer((16, 8, 4, 4), (1, 4, 4))
+    rng = np.random.default_rng(6)
+    mixing = rng.standard_normal((128, 128)) * np.geomspace(1, 0.02, 128)
+    few, many = (rng.standard_normal((n, 128)) @ mixing for n in (60, 20_000))  # (n, D)
+    (method,) = find_methods("channel-svd/input")
+    chain = decompose_plain(method, layer, (4,))
+    metrics = [
+        Metric.of(
+            layer, weight_of(layer), Moments(n, x.mean(0)[None], (x.T @ x / len(x))[None]), with_bias=True
+        )
+        for n, x in ((60, few), (MANY, few), (MANY, many))
+    ]
+    careful, blind = (metrics[2].error(whole(refitted(chain, metric)[0])) for metric in metrics[:2])
+    assert careful < blind
+    assert careful < metrics[2].error(whole(chain))
