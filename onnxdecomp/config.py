@@ -132,9 +132,10 @@ class Config:
             raise UsageError(f"{' and '.join(given)} cannot both be reached for: give one of them.")
         given += ["max_drop"] if self.max_drop is not None else []
         given += ["int8"] if self.int8 else []
+        given += ["eval"] if self.evaluation is not None else []
         if given and self.calibration is None:
             option = f"--{given[0].replace('_', '-')}"
-            raise UsageError(f"{option} needs samples to measure accuracy on: give --calibration X.npz.")
+            raise UsageError(f"{option} needs samples to fit to: give --calibration X.npz.")
 
     def rule_for(self, key: str, node_name: str, op_type: str) -> tuple[str, str]:
         """Return rank policy and method for a layer: its own rule, else its type's, else the general one."""

@@ -21,6 +21,9 @@ from onnxdecomp.search.trial import Trials
 BISECTIONS = 7
 """Real evaluations that find the budget of cost, each on all samples that decide."""
 
+REPAIRS = 6
+"""Single layers that are tried one option further."""
+
 STRONGER_STEPS = 3
 """Stronger choices that are tried after recovery has gained something."""
 
@@ -51,6 +54,7 @@ class Pick:
     """A choice for all layers.
 
     Args:
+        chosen: Index of each layer's item.
         replaced: What is replaced, by key of the layer.
         options: The options chosen, by key.
         cost: Total cost as the knapsack counts it.
@@ -59,6 +63,7 @@ class Pick:
         recovered: Names of the recovery steps that helped.
     """
 
+    chosen: list[int]
     replaced: dict[str, Replacement]
     options: dict[str, Option]
     cost: float
@@ -110,25 +115,26 @@ class Search:
         chosen = choose([ballot.items for ballot in self._ballots], budget)
         if chosen is None:
             return None
-        options = {
-            ballot.layer.key: ballot.options[index - 1]
-            for ballot, index in zip(self._ballots, chosen, strict=True)
-            if index
-        }
+        pick = self._evaluated(chosen)
+        return self._recovered(pick) if recovering and pick.replaced else pick
+
+    def _evaluated(self, chosen: list[int]) -> Pick:
+        """Return the choice of these items, evaluated."""
+        paired = list(zip(self._ballots, chosen, strict=True))
+        options = {ballot.layer.key: ballot.options[index - 1] for ballot, index in paired if index}
         replaced = {
             ballot.layer.key: ballot.layer.replacement(options[ballot.layer.key])
             for ballot in self._ballots
             if ballot.layer.key in options
         }
-        cost = sum(ballot.items[i].cost for ballot, i in zip(self._ballots, chosen, strict=True))
-        drop, divergence = self._trials.compared(replaced)
-        pick = Pick(replaced, options, cost, drop, divergence)
-        return self._recovered(pick) if recovering and replaced else pick
+        cost = sum(ballot.items[index].cost for ballot, index in paired)
+        return Pick(chosen, replaced, options, cost, *self._trials.compared(replaced))
 
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
 
-        Bisection on the logarithm of the cost, then recovery, then stronger choices with recovery.
+        Bisection on the logarithm of the cost, then single layers one option further, then recovery and
+        stronger choices with recovery.
         """
         low, high = log(max(self.least_cost, 1e-9)), log(max(self.dense_cost, 1e-9))
         accepted: list[Pick] = []
@@ -140,8 +146,28 @@ class Search:
                 high = min(middle, log(max(pick.cost, 1e-9)))
             else:
                 low = middle
-        best = self._stronger(accepted, exp(high), max_drop)
-        return self._confirmed(best, max_drop)
+        if accepted:
+            accepted.append(self._repaired(accepted[-1], max_drop))
+        return self._confirmed(self._stronger(accepted, exp(high), max_drop), max_drop)
+
+    def _repaired(self, pick: Pick, max_drop: float) -> Pick:
+        """Return a choice with single layers at cheaper options, those that save most for their error first.
+
+        The prediction that led to the choice adds layers up; this looks at what is left of the budget.
+        """
+        moves = []
+        for place, ballot in enumerate(self._ballots):
+            here = ballot.items[pick.chosen[place]]
+            cheaper = [(i, item) for i, item in enumerate(ballot.items) if item.cost < here.cost]
+            if cheaper:
+                index, item = max(cheaper, key=lambda pair: (pair[1].cost, -pair[1].error))
+                gain = (here.cost - item.cost) / max(item.error - here.error, 1e-12)
+                moves.append((gain, place, index))
+        for _, place, index in sorted(moves, reverse=True)[:REPAIRS]:
+            moved = self._evaluated([*pick.chosen[:place], index, *pick.chosen[place + 1 :]])
+            if holds(moved.drop, max_drop):
+                pick = moved
+        return pick
 
     def _stronger(self, accepted: list[Pick], cost: float, max_drop: float) -> list[Pick]:
         """Return the accepted choices with those that recovery makes possible, cheapest last."""

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
@@ -59,6 +60,8 @@ class Trials:
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
         self._choose = Judge(self.metric, reference, labels)
+        if self.metric.name == "top1" and labels is not None:
+            _check_labels(labels, reference, self._choose)
         unseen = self._run(self.original, parts.confirm)
         self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SAMPLE_SECONDS / self.seconds_per_sample))
@@ -129,3 +132,16 @@ def _labels(samples: Samples, outputs: Outputs) -> Array | None:
     """Return the labels of the samples that were run: the last may not have filled a fixed batch."""
     labels = samples.get(LABELS)
     return None if labels is None else labels[: len(next(iter(outputs.values())))]
+
+
+def _check_labels(labels: Array, reference: Outputs, judge: Judge) -> None:
+    """Refuse labels that are no classes, or that have nothing to do with what the original answers."""
+    if labels.dtype.kind not in "iub":
+        raise UsageError(f"The labels are {labels.dtype}: top1 takes the number of the class, an integer.")
+    n_classes = int(np.shape(next(iter(reference.values())))[-1])
+    share = judge.drop(reference).before
+    if share <= 1 / n_classes:
+        raise UsageError(
+            f"The original gets {share:.1%} of the labels right, no more than chance with {n_classes} "
+            "classes: check that labels and samples are in the same order and as the model expects them."
+        )

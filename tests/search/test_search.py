@@ -177,10 +177,12 @@ def test_int8_comes_after_decomposition_inside_the_same_budget(model, calibratio
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_drop": 0.01}, {"target_macs": 0.5}, {"int8": True}], ids=lambda o: next(iter(o))
+    "options",
+    [{"max_drop": 0.01}, {"target_macs": 0.5}, {"int8": True}, {"evaluation": "y.npz"}],
+    ids=lambda o: next(iter(o)),
 )
 def test_budgets_need_samples(model, options):
-    with pytest.raises(UsageError, match="needs samples to measure accuracy on: give --calibration"):
+    with pytest.raises(UsageError, match="needs samples to fit to: give --calibration"):
         convert(model, None, **options)
 
 
@@ -198,4 +200,20 @@ def test_too_few_samples_are_said(model, tmp_path, images):
 def test_labels_of_another_length_are_said(model, calibration, tmp_path, images):
     np.savez(tmp_path / "bad.npz", x=images, labels=np.zeros(5, int))
     with pytest.raises(UsageError, match="different numbers of samples"):
+        search(model, calibration, evaluation=str(tmp_path / "bad.npz"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full(N_SAMPLES, 0.5), "labels are float64: top1 takes the number of the class"),
+        (np.full(N_SAMPLES, 23), r"gets 0\.0% of the labels right, no more than chance with 24 classes"),
+    ],
+)
+def test_labels_that_do_not_fit_the_model_are_said(model, calibration, tmp_path, images, labels, message):
+    answers = outputs_over(model, {"x": images})["y"].argmax(1)
+    if labels.dtype.kind == "i":
+        labels = (answers + 1) % 24
+    np.savez(tmp_path / "bad.npz", x=images, labels=labels)
+    with pytest.raises(UsageError, match=message):
         search(model, calibration, evaluation=str(tmp_path / "bad.npz"))
