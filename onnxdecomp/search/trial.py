@@ -52,7 +52,6 @@ class Trials:
     ) -> None:
         self._model, self.threads = model, threads
         self.parts, self.memory = parts, memory
-        self._scratch = TemporaryDirectory()
         self.original: RuntimeModel = model.path or model.proto
         start = perf_counter()
         reference = self._run(self.original, parts.choose)
@@ -68,6 +67,7 @@ class Trials:
         few = np.arange(min(n_few, count(parts.choose)))
         self._few = part(parts.choose, few)
         self._few_judge = Judge(self.metric, {name: array[few] for name, array in reference.items()}, None)
+        self._scratch = TemporaryDirectory()
 
     def __enter__(self) -> Self:
         return self
