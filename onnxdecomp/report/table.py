@@ -6,9 +6,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report
+from onnxdecomp.report.outcome import Accuracy, BeforeAfter, LayerOutcome, Report
 
 UNKNOWN = "?"
+
+SHARES = ("top1", "agreement")
+"""Metrics that are shares of the samples."""
 
 
 def size(n_bytes: float | None) -> str:
@@ -132,11 +135,19 @@ def _summary(report: Report) -> Table:
         table.add_row("latency", *(_latency(timing.median_ms, timing.spread_ms)), speed)
     if report.accuracy is not None:
         found = report.accuracy
-        lost = f"{-found.drop:+.4f} ± {found.standard_error:.4f}"
-        table.add_row(found.metric, f"{found.before:.4f}", f"{found.after:.4f}", lost)
+        table.add_row(found.metric, *_scores(found))
     if report.output_error is not None:
         table.add_row("output error", "", percent(report.output_error), "")
     return table
+
+
+def _scores(found: Accuracy) -> tuple[str, str, str]:
+    """Return accuracy before and after, and the change with its standard error: shares in percent."""
+    gain = 0.0 - found.drop
+    if found.metric in SHARES:
+        change = f"{100 * gain:+.2f} ± {100 * found.standard_error:.2f} points"
+        return f"{found.before:.2%}", f"{found.after:.2%}", change
+    return f"{found.before:.4g}", f"{found.after:.4g}", f"{gain:+.4g} ± {found.standard_error:.2g}"
 
 
 def _latency(median: BeforeAfter, spread: BeforeAfter) -> tuple[str, str]:
