@@ -19,7 +19,7 @@ from models.train.augment import padded_crop
 from models.train.training import RawConv2d, Recipe
 
 NAME = "vit_fashion"
-EPOCHS = 20
+EPOCHS = 12
 PATCH = 4
 N_PATCHES = (28 // PATCH) ** 2
 WIDTH = 64
