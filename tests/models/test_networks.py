@@ -33,6 +33,12 @@ class Network:
 
 NETWORKS = {
     "char36": Network("677bf27eb96d5f83a88f9fece310103f77a5e7bf9564b277ece5053ea218ab6a", 928, "93.28 %"),
+    "resnet20_cifar": Network(
+        "eb8098467d8f11face737cc2d849da34be1da3f64e558b4f16b4caebc24f43aa", 897, "90.78 %"
+    ),
+    "resnet20_cifar_bn": Network(
+        "454230f371c02b7a9dcb8a8507538bf674c16cb4587ed79423b98eed801cdc2b", 897, "90.78 %"
+    ),
     "song_cifar": Network("37e05593aa2fc5af21567d9109858db31a77c1935442dc19ef06b01a1d7ebb2b", 730, "76.41 %"),
     "song_mnist": Network("7dabe0c9af8e37b61b6c5eeca036416871b53da9a753789143ef85b765f1f0df", 997, "99.52 %"),
     "vgg_cifar": Network("99ffa999dd3f98912806b137ef9a8a09474ea02f114db99e4247eda2e4405df8", 915, "92.07 %"),
