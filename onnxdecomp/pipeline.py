@@ -73,8 +73,10 @@ def convert(
     report = _empty_report(model, source, output, config, notes)
     report.layers = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
     with ModelWriter(model, output) as writer, ExitStack() as stack:
-        with clock.stage("calibrate"):
-            trials = stack.enter_context(open_trials(model, config)) if config.calibration else None
+        trials = None
+        if config.calibration is not None:
+            with clock.stage("calibrate"):
+                trials = stack.enter_context(open_trials(model, config))
         with clock.stage("decompose"):
             rewriter = Rewriter(model, writer.add_tensor)
             decisions = _decisions(model, targets, trials, report, config, track)
