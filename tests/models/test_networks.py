@@ -42,6 +42,9 @@ NETWORKS = {
     "song_cifar": Network("37e05593aa2fc5af21567d9109858db31a77c1935442dc19ef06b01a1d7ebb2b", 730, "76.41 %"),
     "song_mnist": Network("7dabe0c9af8e37b61b6c5eeca036416871b53da9a753789143ef85b765f1f0df", 997, "99.52 %"),
     "vgg_cifar": Network("99ffa999dd3f98912806b137ef9a8a09474ea02f114db99e4247eda2e4405df8", 915, "92.07 %"),
+    "vit_fashion": Network(
+        "2f55871b8475314005f7baa30ce411bf3acb2e1b4b012ab4a5044c71033895f7", 880, "86.07 %"
+    ),
 }
 
 SAMPLES = {
