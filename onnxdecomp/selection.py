@@ -169,15 +169,7 @@ def decide(target: Target, config: Config, moments: Moments | None = None) -> De
     problem = weight_problem(weight)
     if problem:
         return Decision(problem)
-    study = Study(
-        target.group.layer,
-        weight,
-        target.methods,
-        config.rank_multiple or channel_block(),
-        config.seed,
-        target.asked_for,
-        partial(measure_chains, dtype=target.group.dtype, config=config),
-    )
+    study = new_study(target, weight, config)
     bias = None if "bias" in config.without else target.group.known_bias()
     if moments is not None:
         fit = default_fit(study.layer)
@@ -202,6 +194,19 @@ def decide(target: Target, config: Config, moments: Moments | None = None) -> De
     if bias is not None:
         bias = bias + study.data.metric.bias_shift(whole)
     return Decision("", chain, choice, weight, bias, study.data.fit.name)
+
+
+def new_study(target: Target, weight: FloatArray, config: Config) -> Study:
+    """Return a target under study, without data."""
+    return Study(
+        target.group.layer,
+        weight,
+        target.methods,
+        config.rank_multiple or channel_block(),
+        config.seed,
+        target.asked_for,
+        partial(measure_chains, dtype=target.group.dtype, config=config),
+    )
 
 
 def _guarded(choice: Candidate, group: LayerGroup, study: Study, config: Config) -> Candidate | str:

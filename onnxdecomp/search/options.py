@@ -6,7 +6,7 @@ data.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from onnxdecomp.methods.base import Chain, FloatArray, Method, recompose
@@ -62,23 +62,17 @@ class Option:
 
 @dataclass
 class LayerOptions:
-    """A layer with its data, and what it may become.
+    """A layer, and what it may become.
 
     Args:
         target: The layer.
         weight: ``(O, I/G, *K)``.
-        metric: How errors count on the data.
-        studies: One per fit.
-        options: By fit, cheapest last.
+        options: By name of the fit, cheapest last.
     """
 
     target: Target
     weight: FloatArray
-    metric: Metric
-    bias: FloatArray | None
-    studies: Mapping[str, Study]
-    options: dict[str, list[Option]] = field(default_factory=dict)
-    reason: str = ""
+    options: Mapping[str, list[Option]]
 
     @property
     def key(self) -> str:
@@ -92,8 +86,8 @@ class LayerOptions:
 
 def find_options(
     target: Target, study: Study, moments: Moments, bias: FloatArray | None, fits: Sequence[Fit] = FITS
-) -> LayerOptions:
-    """Return the options of one layer.
+) -> LayerOptions | str:
+    """Return the options of one layer, or why it has none.
 
     Args:
         target: The layer.
@@ -103,23 +97,20 @@ def find_options(
         fits: Ways to fit.
     """
     metric = Metric.of(study.layer, study.weight, moments, with_bias=bias is not None)
-    studies = {fit.name: replace(study, data=Data(metric, fit), _analyses={}) for fit in fits}
-    found = LayerOptions(target, study.weight, metric, bias, studies)
     if metric.energy <= 0:
-        found.reason = "its output is constant on the calibration samples, so nothing can be fitted"
-        return found
-    guide = studies[next((f.name for f in fits if f.shrinkage == SHRUNK.shrinkage), fits[0].name)]
-    candidates = _spread(guide)
+        return "its output is constant on the calibration samples, so nothing can be fitted"
+    studies = {fit: replace(study, data=Data(metric, fit), _analyses={}) for fit in fits}
+    guide = next((fit for fit in fits if fit.shrinkage == SHRUNK.shrinkage), fits[0])
+    candidates = _spread(studies[guide])
     if not candidates:
-        found.reason = "no method makes it smaller"
-        return found
+        return "no method makes it smaller"
     timed = _timed(study, candidates)
     if not timed:
-        found.reason = f"not faster: none of {len(candidates)} chains that were timed beats the layer"
-        return found
-    for fit in fits:
-        found.options[fit.name] = [_option(found, fit, c, m) for c, m in timed]
-    return found
+        return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
+    options = {
+        fit.name: [_option(target, fitted, bias, *pair) for pair in timed] for fit, fitted in studies.items()
+    }
+    return LayerOptions(target, study.weight, options)
 
 
 def _spread(study: Study) -> list[Candidate]:
@@ -176,16 +167,19 @@ def _timed(study: Study, candidates: list[Candidate]) -> list[tuple[Candidate, M
     return kept[::-1]
 
 
-def _option(found: LayerOptions, fit: Fit, candidate: Candidate, timing: Measured) -> Option:
-    study = found.studies[fit.name]
+def _option(
+    target: Target, study: Study, bias: FloatArray | None, candidate: Candidate, timing: Measured
+) -> Option:
+    assert study.data is not None
     chain, error = study.chain(candidate)
-    whole = recompose(chain.specs, chain.weights, study.layer.group)
-    bias = None if found.bias is None else found.bias + found.metric.bias_shift(whole)
+    if bias is not None:
+        whole = recompose(chain.specs, chain.weights, study.layer.group)
+        bias = bias + study.data.metric.bias_shift(whole)
     return Option(
         replace(candidate, error=error, measured=timing),
-        fit,
+        study.data.fit,
         chain,
         bias,
         timing.chain_ms / timing.dense_ms,
-        candidate.n_params * found.target.group.dtype.itemsize,
+        candidate.n_params * target.group.dtype.itemsize,
     )

@@ -9,10 +9,9 @@ from onnxdecomp.config import Config
 from onnxdecomp.errors import BudgetError, ModelError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
-from onnxdecomp.ranks.study import Study
+from onnxdecomp.ranks.fastest import Fastest
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
-from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
@@ -23,7 +22,7 @@ from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
 from onnxdecomp.search.recover import STEPS
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.selection import Decision, Target, measure_chains, open_cache, timed_inputs
+from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache, timed_inputs
 from onnxdecomp.weights.fit import FITS
 from onnxdecomp.weights.moments import Moments
 
@@ -78,7 +77,7 @@ def search_network(
     config: Config,
     track: Track[Target] | None = None,
 ) -> Searched:
-    """Choose methods, ranks and fits of all layers together.
+    """Choose methods, ranks and fits of all layers together; those with a policy of their own follow that.
 
     Args:
         model: The model.
@@ -96,9 +95,9 @@ def search_network(
     moments = gathered(model, targets, trials, config)
     reasons: dict[str, str] = {}
     layers = []
-    live = [target for target in targets if not target.reason]
+    live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
     for target in track(live, "options") if track else live:
-        found = _options(target, moments.pop(target.group.layer.key, None), config)
+        found = _options(target, moments.get(target.group.layer.key), config)
         if isinstance(found, str):
             reasons[target.group.layer.key] = found
         else:
@@ -106,7 +105,12 @@ def search_network(
     in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
     search = Search(ballots(layers, trials, cost_of(goal.target, in_place)), trials, _steps(config))
     pick = _pick(search, goal, in_place.total_ms, config)
-    decisions = [(target, _decision(target, layers, pick, reasons)) for target in targets]
+    decisions = [
+        (target, _decision(target, layers, pick, reasons))
+        if isinstance(target.policy, Fastest)
+        else (target, decide(target, config, moments.get(target.group.layer.key)))
+        for target in targets
+    ]
     recovered = tuple(pick.recovered) if pick else ()
     return Searched(decisions, recovered, _notes(goal, pick, trials))
 
@@ -135,15 +139,6 @@ def _options(target: Target, moments: Moments | None, config: Config) -> LayerOp
     problem = weight_problem(weight)
     if problem:
         return problem
-    study = Study(
-        target.group.layer,
-        weight,
-        target.methods,
-        config.rank_multiple or channel_block(),
-        config.seed,
-        target.asked_for,
-        partial(measure_chains, dtype=target.group.dtype, config=config),
-    )
     if target.group.layer.in_shape is None:
         return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
     fits = [fit for fit in FITS if fit.shrinkage >= 1.0 or "whitening" not in config.without]
@@ -151,10 +146,9 @@ def _options(target: Target, moments: Moments | None, config: Config) -> LayerOp
         fits = [fit.without_refit() for fit in fits]
     bias = None if "bias" in config.without else target.group.known_bias()
     try:
-        found = find_options(target, study, moments, bias, fits)
+        return find_options(target, new_study(target, weight, config), moments, bias, fits)
     except ModelError as error:  # onnxruntime cannot run this layer alone, so nothing can be measured
         return f"it cannot be timed: {error}"
-    return found.reason or found
 
 
 def _steps(config: Config) -> tuple[str, ...]:
@@ -177,8 +171,6 @@ def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick |
                 f"to reach {least:.3f} of the original. Nothing was written; --force writes that choice."
             )
         pick = search.at_cost(search.least_cost * (1 + 1e-9), recovering=True)
-    if pick is None:
-        return None
     return pick
 
 

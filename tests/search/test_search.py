@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxdecomp.config import LayerRule
 from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
@@ -28,7 +29,6 @@ def in_place_by_macs(layers, trials, feeds):
 
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch):
-    monkeypatch.setattr("onnxdecomp.search.run.measure_chains", by_macs)
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
     monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", in_place_by_macs)
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
@@ -119,7 +119,7 @@ def test_a_target_that_costs_too_much_is_said_and_nothing_is_written(model, cali
 
 @pytest.mark.parametrize("timer", [slow, even])
 def test_what_is_not_faster_is_kept_and_the_output_is_the_original(monkeypatch, model, calibration, timer):
-    monkeypatch.setattr("onnxdecomp.search.run.measure_chains", timer)
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", timer)
     report = search(model, calibration)
     assert not report.decomposed
     assert onnx.load(model.with_name("out.onnx")) == onnx.load(model)
@@ -217,3 +217,11 @@ def test_labels_that_do_not_fit_the_model_are_said(model, calibration, tmp_path,
     np.savez(tmp_path / "bad.npz", x=images, labels=labels)
     with pytest.raises(UsageError, match=message):
         search(model, calibration, evaluation=str(tmp_path / "bad.npz"))
+
+
+def test_a_layer_with_a_rule_of_its_own_follows_it(model, calibration):
+    rules = {"c2": LayerRule(rank="none"), "g": LayerRule(rank="ratio:0.3")}
+    report = search(model, calibration, layers=rules, max_drop=0.3)
+    by_key = {layer.key: layer for layer in report.layers}
+    assert by_key["c2"].status == "kept"
+    assert by_key["g"].params.after <= 0.3 * by_key["g"].params.before
