@@ -123,6 +123,11 @@ class Config:
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}: give 0 or more.")
 
+    @property
+    def has_target(self) -> bool:
+        """Whether a share of the original's cost is to be reached."""
+        return any(getattr(self, name) is not None for name in TARGETS)
+
     def _check_targets(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         for name in given:

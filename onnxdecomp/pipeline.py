@@ -260,11 +260,16 @@ def _put_back(report: Report, config: Config) -> bool:
     is_auto = ranks <= {"auto", "none"} or config.int8
     if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= 1.0):
         return False
-    median = report.latency.median_ms
-    verdict = "not faster" if is_auto else "slower (--allow-slower takes it all the same)"
+    timing, median = report.latency, report.latency.median_ms
+    verdict = "not faster beyond the noise" if is_auto else "slower (--allow-slower takes it all the same)"
     reason = (
-        f"put back: the whole model is {verdict}, {median.after:.4g} ms instead of {median.before:.4g} ms"
+        f"put back: the whole model is {verdict}, {median.after:.4g} ms instead of {median.before:.4g} ms "
+        f"(quartiles of the ratio {timing.speedup_low:.2f} to {timing.speedup_high:.2f})"
     )
+    if config.has_target and not config.force:
+        raise BudgetError(
+            f"The target is not reached: {reason.removeprefix('put back: ')}. Nothing was written."
+        )
     report.layers = [
         _kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
     ]

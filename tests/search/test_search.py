@@ -225,3 +225,12 @@ def test_a_layer_with_a_rule_of_its_own_follows_it(model, calibration):
     by_key = {layer.key: layer for layer in report.layers}
     assert by_key["c2"].status == "kept"
     assert by_key["g"].params.after <= 0.3 * by_key["g"].params.before
+
+
+def test_a_target_that_the_clock_does_not_show_is_said_and_nothing_is_written(
+    monkeypatch, model, calibration
+):
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
+    with pytest.raises(BudgetError, match="The target is not reached: the whole model is not faster beyond"):
+        search(model, calibration, target_macs=0.4)
+    assert not model.with_name("out.onnx").exists()
