@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.command import exit_code
 from models.train import training
-from models.train.training import RawConv2d, Recipe
+from models.train.training import RawConv2d
 
 NAME = "char36"
 EPOCHS = 12
@@ -55,10 +55,7 @@ def network() -> nn.Sequential:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
-    options = training.options(NAME, EPOCHS).parse_args(arguments)
-    training.begin(options.seed, options.threads)
-    recipe = Recipe(options.epochs, peak_rate=1e-3, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(), recipe, options.output, half=True)
+    training.main(NAME, EPOCHS, network, arguments, half=True, peak_rate=1e-3)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.command import exit_code
 from models.train import training
 from models.train.augment import padded_crop
-from models.train.training import RawConv2d, Recipe
+from models.train.training import RawConv2d
 
 NAME = "resnet20_cifar"
 EPOCHS = 30
@@ -64,17 +64,9 @@ def network() -> nn.Sequential:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
-    options = training.options(NAME, EPOCHS).parse_args(arguments)
-    training.begin(options.seed, options.threads)
-    recipe = Recipe(
-        options.epochs,
-        peak_rate=0.15,
-        weight_decay=5e-4,
-        momentum=0.9,
-        seed=options.seed,
-        bfloat16=options.bfloat16,
+    training.main(
+        NAME, EPOCHS, network, arguments, padded_crop, peak_rate=0.15, weight_decay=5e-4, momentum=0.9
     )
-    training.run(NAME, network(), recipe, options.output, padded_crop)
 
 
 if __name__ == "__main__":

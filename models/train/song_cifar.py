@@ -15,7 +15,7 @@ from torch import nn
 from models.command import exit_code
 from models.train import training
 from models.train.augment import mirrored_crop
-from models.train.training import RawConv2d, Recipe
+from models.train.training import RawConv2d
 
 NAME = "song_cifar"
 EPOCHS = 10
@@ -44,10 +44,8 @@ def network() -> nn.Sequential:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
-    options = training.options(NAME, EPOCHS).parse_args(arguments)
-    training.begin(options.seed, options.threads)
-    recipe = Recipe(options.epochs, peak_rate=1.5e-3, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(), recipe, options.output, partial(mirrored_crop, side=SIDE))
+    crop = partial(mirrored_crop, side=SIDE)
+    training.main(NAME, EPOCHS, network, arguments, crop, peak_rate=1.5e-3)
 
 
 if __name__ == "__main__":

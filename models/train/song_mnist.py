@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from models.command import exit_code
 from models.train import training
-from models.train.training import RawConv2d, Recipe
+from models.train.training import RawConv2d
 
 NAME = "song_mnist"
 EPOCHS = 6
@@ -75,8 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="units of the first fully connected layer")
     options = parser.parse_args(arguments)
     training.begin(options.seed, options.threads)
-    recipe = Recipe(options.epochs, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(options.hidden), recipe, options.output, distort)
+    training.run(NAME, network(options.hidden), training.recipe(options), options.output, distort)
 
 
 if __name__ == "__main__":

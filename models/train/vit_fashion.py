@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.command import exit_code
 from models.train import training
 from models.train.augment import padded_crop
-from models.train.training import RawConv2d, Recipe
+from models.train.training import RawConv2d
 
 NAME = "vit_fashion"
 EPOCHS = 12
@@ -98,10 +98,7 @@ def network() -> nn.Sequential:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, export, and write the samples that are committed beside the network."""
-    options = training.options(NAME, EPOCHS).parse_args(arguments)
-    training.begin(options.seed, options.threads)
-    recipe = Recipe(options.epochs, weight_decay=0.05, seed=options.seed, bfloat16=options.bfloat16)
-    training.run(NAME, network(), recipe, options.output, padded_crop)
+    training.main(NAME, EPOCHS, network, arguments, padded_crop, weight_decay=0.05)
 
 
 if __name__ == "__main__":
