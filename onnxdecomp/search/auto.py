@@ -5,7 +5,7 @@ The predicted divergences of the layers add up, so a knapsack finds the choice f
 that it was not made on; where they disagree a weaker choice is taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
 
@@ -76,7 +76,7 @@ Cost = Callable[[LayerOptions, Option | None], float]
 """Cost of an option of a layer, or of the layer itself."""
 
 
-def ballots(layers: Sequence[LayerOptions], trials: Trials, cost: Cost) -> list[Ballot]:
+def ballots(layers: Iterable[LayerOptions], trials: Trials, cost: Cost) -> list[Ballot]:
     """Measure what each layer's options do to the network's output, and choose its fit by that."""
     made = []
     for layer in layers:
