@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from onnxdecomp.cli import app
 from tests.networks import network
-from tests.timers import even, measured
+from tests.timers import even, in_place, measured
 
 WRITTEN, BAD_MODEL, BAD_USE, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes."""
@@ -21,6 +21,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
+    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
     onnx.save(network(), "in.onnx")
     return tmp_path
 

@@ -13,7 +13,7 @@ from onnxdecomp.runtime.compare_chain import ChainCheck
 from onnxdecomp.runtime.session import open_session, run
 from onnxdecomp.selection import measure_chains
 from tests.networks import network
-from tests.timers import even, fast, measured, slow
+from tests.timers import even, fast, in_place, measured, slow
 
 EXACT = 1e-5
 """Relative error of outputs between an exact conversion and its original."""
@@ -23,6 +23,7 @@ EXACT = 1e-5
 def clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
+    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
 
 
 @pytest.fixture
@@ -291,5 +292,7 @@ def test_the_report_holds_what_other_tools_rely_on(source, tmp_path):
         "weight_error",
         "output_error",
     } <= entries["layers"][0].keys()
-    assert [stage["name"] for stage in entries["stages"]] == ["load", "find", "decompose", "write", "verify"]
+    assert [stage["name"] for stage in entries["stages"]] == [
+        *("load", "find", "decompose", "write", "in place", "verify")
+    ]
     assert entries["latency"]["n_runs"] >= 5

@@ -11,7 +11,7 @@ from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.search.goal import InPlaceCosts
 from tests.networks import network
-from tests.timers import by_macs, even, measured, slow
+from tests.timers import by_macs, even, in_place, measured, slow
 
 N_SAMPLES = 96
 
@@ -32,6 +32,7 @@ def steady_clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
     monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", in_place_by_macs)
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
+    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
     monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))
 
 
@@ -234,3 +235,53 @@ def test_a_target_that_the_clock_does_not_show_is_said_and_nothing_is_written(
     with pytest.raises(BudgetError, match="The target is not reached: the whole model is not faster beyond"):
         search(model, calibration, target_macs=0.4)
     assert not model.with_name("out.onnx").exists()
+
+
+@pytest.fixture
+def slow_in_place(monkeypatch):
+    """Let every chain be slower inside the model, or those of some layers."""
+
+    def use(*keys):
+        monkeypatch.setattr(
+            "onnxdecomp.put_back.slower_in_place",
+            lambda original, converted, held, config: {k: "put back" for k in held if k in keys or not keys},
+        )
+
+    return use
+
+
+@pytest.mark.parametrize("target", ["target_macs", "target_size"])
+def test_layers_chosen_for_macs_or_bytes_stay_although_slower_in_place(
+    slow_in_place, model, calibration, target
+):
+    slow_in_place()
+    assert search(model, calibration, **{target: 0.5}).decomposed
+
+
+def test_a_latency_that_no_layer_in_place_brings_is_said_and_nothing_is_written(
+    slow_in_place, model, calibration
+):
+    slow_in_place()
+    with pytest.raises(BudgetError, match=r"every chain is slower in place .* Nothing was written"):
+        search(model, calibration, target_latency=0.6)
+    assert not model.with_name("out.onnx").exists()
+    forced = search(model, calibration, target_latency=0.6, force=True)
+    assert (forced.decomposed, forced.recovered) == ([], ())
+
+
+def test_a_layer_put_back_leaves_the_budget_kept(slow_in_place, model, calibration):
+    whole = search(model, calibration, max_drop=0.05, metric="sqnr")
+    slow_in_place("c2")
+    report = search(model, calibration, max_drop=0.05, metric="sqnr")
+    assert {layer.key for layer in whole.decomposed} - {layer.key for layer in report.decomposed} == {"c2"}
+    assert report.accuracy.drop <= 0.05
+    assert report.accuracy != whole.accuracy
+
+
+def test_a_slow_chain_stays_where_the_others_need_it(monkeypatch, slow_in_place, model, calibration):
+    slow_in_place("c1")
+    monkeypatch.setattr("onnxdecomp.pipeline._keeps", lambda *args: False)
+    report = search(model, calibration, target_latency=0.3)
+    assert report.recovered
+    assert "c1" in {layer.key for layer in report.decomposed}
+    assert any(note.startswith("The chains of c1 are slower in place") for note in report.notes)

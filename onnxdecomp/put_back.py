@@ -1,0 +1,191 @@
+"""Put back what costs time: layers whose chains are slower inside the model, at the last resort all of them.
+
+A chain that is faster alone can be slower in its place, where the layer need not reorder its input. So the
+model is profiled in one piece beside the original, rewritten without what is slower, and profiled again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from onnxdecomp.config import Config
+from onnxdecomp.errors import BudgetError, ModelError
+from onnxdecomp.graph.find import LayerGroup
+from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report
+from onnxdecomp.runtime.in_place import InPlace, profile_variants
+from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.replacement import Replacements
+from onnxdecomp.selection import timed_inputs
+
+HELD_BYTES = 2**30
+"""The chains of a model up to this size are held, so that it can be rewritten without some of them. Of a
+larger model only one layer is in memory at a time; it is put back as a whole or not at all."""
+
+PROFILES = 3
+"""Times that a model is profiled at most: without a slow chain its neighbours may cost something else."""
+
+PROFILE_SECONDS = 20.0
+"""Most time that each profile takes."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A converted model that stands complete and is not published yet.
+
+    Args:
+        writer: What publishes it.
+        model: It, or where it stands.
+    """
+
+    writer: ModelWriter
+    model: RuntimeModel
+
+
+def puts_back(config: Config) -> bool:
+    """Tell whether what is measured to be slower is put back: the model is timed and must not be slower."""
+    return config.verify == "model" and not config.allow_slower and "full" not in _ranks(config)
+
+
+def puts_layers_back(model: Model, config: Config) -> bool:
+    """Tell whether single layers are put back, so that their chains are to be held.
+
+    Where MACs or bytes are to be reached, the layers that were chosen for that stay.
+    """
+    asked = config.target_macs is not None or config.target_size is not None
+    return puts_back(config) and not asked and model.size_bytes <= HELD_BYTES
+
+
+def put_layers_back(
+    model: Model,
+    staged: Staged,
+    held: Replacements,
+    report: Report,
+    config: Config,
+    rewrite: Callable[[Replacements], Staged],
+    keeps_budget: Callable[[RuntimeModel], bool],
+) -> Staged:
+    """Return the converted model without the layers whose chains are slower in place, noted in the report.
+
+    Args:
+        model: The original.
+        staged: The converted model.
+        held: What is replaced in it, one layer or more.
+        report: Its layers that are put back become kept, with both times.
+        config: Options.
+        rewrite: Makes a converted model.
+        keeps_budget: Tells whether a model is as accurate as it has to be. Chains that were solved behind a
+            layer that is put back need not fit any more.
+
+    Raises:
+        BudgetError: Nothing is left, and a latency was to be reached.
+    """
+    for _ in range(PROFILES):
+        slower = slower_in_place(model.path or model.proto, staged.model, held, config)
+        if not slower:
+            break
+        left = {key: replacement for key, replacement in held.items() if key not in slower}
+        rewritten = rewrite(left)
+        if left and report.recovered and not keeps_budget(rewritten.model):
+            report.notes.append(
+                f"The chains of {', '.join(slower)} are slower in place than the layers and stay: without "
+                "them the others, which were fitted behind them, lose more than the budget."
+            )
+            break
+        reasons = {site.layer.key: slower[key] for key in slower for site in held[key].group.sites}
+        report.layers = [
+            kept(layer, reasons[layer.key]) if layer.key in reasons else layer for layer in report.layers
+        ]
+        held, staged = left, rewritten
+    if not held:
+        report.recovered = ()
+        if config.has_target and not config.force:
+            raise BudgetError(
+                "The target is not reached: every chain is slower in place than its layer. Nothing was "
+                "written; --force writes the original."
+            )
+    return staged
+
+
+def slower_in_place(
+    original: RuntimeModel, converted: RuntimeModel, held: Replacements, config: Config
+) -> dict[str, str]:
+    """Return the layers whose chains take longer inside the whole model beyond the noise, with both times.
+
+    Beyond the noise means that the lower quartile of the chain lies above the upper quartile of the layer.
+    A model that cannot be profiled has none.
+    """
+    if not held:
+        return {}
+    try:
+        feeds = timed_inputs(original, config)
+        before, (after,) = profile_variants(
+            original, [converted], feeds, config.threads, max_seconds=PROFILE_SECONDS
+        )
+    except ModelError:  # the proof that follows says why
+        return {}
+    found = {}
+    for key, replacement in held.items():
+        (dense_ms, dense_spread), (chain_ms, chain_spread) = (
+            _spent(cost, replacement.group) for cost in (before, after)
+        )
+        if chain_ms - chain_spread > dense_ms + dense_spread:
+            found[key] = f"put back: {chain_ms:.3g} ms in place instead of {dense_ms:.3g} ms"
+    return found
+
+
+def put_all_back(report: Report, config: Config) -> bool:
+    """Tell whether the original is to be written after all, and note it in the report.
+
+    Under ``auto`` a model must be measured to be faster. Under named ranks it must not be slower, unless
+    `allow_slower` or ``full`` says that this is no matter.
+
+    Raises:
+        BudgetError: So a target is not reached, and `force` is off.
+    """
+    if report.latency is None or not puts_back(config):
+        return False
+    is_auto = _ranks(config) <= {"auto", "none"} or config.int8
+    if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= 1.0):
+        return False
+    timing, median = report.latency, report.latency.median_ms
+    verdict = "not faster beyond the noise" if is_auto else "slower (--allow-slower takes it all the same)"
+    reason = (
+        f"put back: the whole model is {verdict}, {median.after:.4g} ms instead of {median.before:.4g} ms "
+        f"(quartiles of the ratio {timing.speedup_low:.2f} to {timing.speedup_high:.2f})"
+    )
+    if config.has_target and not config.force:
+        raise BudgetError(
+            f"The target is not reached: {reason.removeprefix('put back: ')}. Nothing was written."
+        )
+    report.layers = [
+        kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
+    ]
+    report.latency = report.output_error = report.accuracy = None
+    report.int8 = report.recovered = ()
+    return True
+
+
+def kept(layer: LayerOutcome, reason: str) -> LayerOutcome:
+    """Return the outcome of a layer that was decomposed and put back."""
+    return replace(
+        layer,
+        status="kept",
+        reason=reason,
+        params=BeforeAfter(layer.params.before, layer.params.before),
+        macs=BeforeAfter(layer.macs.before, layer.macs.before),
+    )
+
+
+def _ranks(config: Config) -> set[str]:
+    """Return every rank policy that is named."""
+    rules = (*config.op_types.values(), *config.layers.values())
+    return {config.rank, *(rule.rank for rule in rules if rule.rank is not None)}
+
+
+def _spent(cost: InPlace, group: LayerGroup) -> tuple[float, float]:
+    """Return the milliseconds of all sites of a group, and half their interquartile range at most."""
+    keys = [site.layer.key for site in group.sites]
+    return (
+        sum(cost.layers_ms.get(key, 0.0) for key in keys),
+        sum(cost.spreads_ms.get(key, 0.0) for key in keys),
+    )
