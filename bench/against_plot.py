@@ -44,9 +44,10 @@ def draw(networks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    n_columns = min(COLUMNS, len(networks))
     n_lines = -(-len(networks) // COLUMNS)
-    size = (PANEL_INCHES[0] * COLUMNS, PANEL_INCHES[1] * n_lines)
-    figure, grid = plt.subplots(n_lines, COLUMNS, figsize=size, squeeze=False, layout="constrained")
+    size = (PANEL_INCHES[0] * n_columns, PANEL_INCHES[1] * n_lines)
+    figure, grid = plt.subplots(n_lines, n_columns, figsize=size, squeeze=False, layout="constrained")
     panels = list(grid.flat)
     for panel in panels[len(networks) :]:
         panel.set_visible(False)
