@@ -1,7 +1,7 @@
 """The command line: parse, call, print, exit code. Nothing is imported that `--help` can do without."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -129,6 +129,14 @@ def convert(
         str | None, typer.Option(help="How much is proved first: model | layers | none  [default: model]")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of onnxruntime  [default: 1]")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Layers and batches worked on side by side where nothing is timed; the result is the same "
+            "for any number  [default: usable cores]",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random choice  [default: 0]")] = None,
     cache: Annotated[
         str | None,
@@ -174,6 +182,7 @@ def convert(
         "shapes": parse_shapes(shape) if shape else None,
         "verify": verify,
         "threads": threads,
+        "jobs": jobs,
         "seed": seed,
         "cache": cache,
         "allow_slower": allow_slower or None,
@@ -275,15 +284,28 @@ def bench(
         show(comparison.bench_table(rows))
 
 
-def _tracker(quiet: bool) -> Callable[[Sequence[T], str], Iterable[T]] | None:
-    """Return a progress bar on standard error, or None when nobody looks."""
+def _tracker(quiet: bool) -> Callable[[Iterable[T], str], Iterable[T]] | None:
+    """Return what shows progress on standard error, or None when nobody looks.
+
+    It is drawn after each step and never in between: a thread that draws would disturb what is timed.
+    """
     if quiet or not sys.stderr.isatty():
         return None
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    return lambda items, what: track(items, what, console=console, transient=True)
+    def track(items: Iterable[T], what: str) -> Iterator[T]:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+            task = progress.add_task(what, total=len(items) if isinstance(items, Sized) else None)
+            progress.refresh()
+            for item in items:
+                yield item
+                progress.advance(task)
+                progress.refresh()
+
+    return track
 
 
 def _write(path: Path, text: str) -> None:

@@ -72,6 +72,8 @@ class Config:
         metric: How outputs are compared when they are not equal by construction; None takes what suits the
             outputs and the labels.
         threads: Threads of onnxruntime when something is timed or verified.
+        jobs: Layers worked on, and batches run, side by side where nothing is timed; None takes one per
+            usable core. The result is the same for any number.
         seed: Seed of every random choice.
         allow_slower: Take chains that are measured to be slower than their layers, when ranks were named.
             Nothing is timed then but under ``auto``, so that the result depends on input and seed alone.
@@ -100,6 +102,7 @@ class Config:
     verify: Verify = "model"
     metric: str | None = None
     threads: int = 1
+    jobs: int | None = None
     seed: int = 0
     allow_slower: bool = False
     cache: str | None = None
@@ -118,6 +121,8 @@ class Config:
                 raise unknown_name("step", name, STEPS)
         if self.threads < 1:
             raise UsageError(f"threads is {self.threads}: give 1 or more.")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"jobs is {self.jobs}: give 1 or more.")
         if self.rank_multiple is not None and self.rank_multiple < 1:
             raise UsageError(f"rank_multiple is {self.rank_multiple}: give 1 or more.")
         if self.seed < 0:

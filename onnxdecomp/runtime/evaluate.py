@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 
 import numpy as np
 
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
+from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.samples import LABELS, batches, load_function
 from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
 
@@ -54,22 +56,26 @@ def metric(name: str) -> Metric:
 
 
 def outputs_over(
-    model: Model, samples: Mapping[str, Array], *, threads: int = 1, batch: int = BATCH
+    model: Model, samples: Mapping[str, Array], *, threads: int = 1, batch: int = BATCH, jobs: int = 1
 ) -> dict[str, Array]:
     """Run a model on every sample and return its outputs, joined along axis 0.
+
+    The batches are the same for any number of jobs, so the outputs are too, bit for bit. Those of other
+    threads or other batches may differ in the last bits.
 
     Args:
         model: The model or its path.
         samples: As `load_samples` returns them.
         threads: Threads inside an operator.
         batch: Samples run at once where the model allows it.
+        jobs: Batches run side by side; each takes the memory of one run.
 
     Raises:
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot run the model on them, or an output has no axis to join along.
     """
     session = open_session(model, threads=threads)
-    parts = [run(session, feeds) for feeds in batches(samples, read_proto(model), batch)]
+    parts = list(in_order(partial(run, session), batches(samples, read_proto(model), batch), jobs))
     return {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
 
 

@@ -1,33 +1,31 @@
 """Search a whole network: from calibration samples to a decision for every layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import BudgetError, ModelError
+from onnxdecomp.errors import BudgetError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.ranks.fastest import Fastest
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
+from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
 from onnxdecomp.search.goal import Goal, cost_of, costs_in_place
 from onnxdecomp.search.int8 import FLOAT_SHARE
 from onnxdecomp.search.memory import Memory
-from onnxdecomp.search.options import LayerOptions, find_options
+from onnxdecomp.search.options import LayerOptions, Subject, find_options
 from onnxdecomp.search.parts import read_parts
 from onnxdecomp.search.recover import STEPS
+from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache, timed_inputs
 from onnxdecomp.weights.fit import FITS
 from onnxdecomp.weights.moments import Moments
-
-T = TypeVar("T")
-Track = Callable[[Sequence[T], str], Iterable[T]]
 
 NO_DATA = (
     "there are no moments of its input (it stands inside a body, met values that are not finite, or is too "
@@ -50,8 +48,13 @@ class Searched:
     notes: list[str] = field(default_factory=list)
 
 
-def open_trials(model: Model, config: Config) -> Trials:
+def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Trials:
     """Run the original on the samples of a configuration.
+
+    Args:
+        model: The original.
+        targets: Its layers, whose MACs say how long it takes to run.
+        config: Samples, metric and how to run.
 
     Raises:
         UsageError: The samples or the metric do not fit the model.
@@ -59,7 +62,8 @@ def open_trials(model: Model, config: Config) -> Trials:
     parts = read_parts(config, read_proto(model.path or model.proto))
     settings = {"seed": config.seed, "threads": config.threads}
     memory = Memory(open_cache(config.cache), model, (parts.fit, parts.choose, parts.confirm), settings)
-    return Trials(model, parts, config.metric, config.threads, memory)
+    n_macs = sum(site.layer.n_macs or 0 for target in targets for site in target.group.sites)
+    return Trials(model, parts, config.metric, config.threads, memory, n_macs=n_macs, jobs=_n_jobs(config))
 
 
 def gathered(model: Model, targets: Sequence[Target], trials: Trials, config: Config) -> dict[str, Moments]:
@@ -75,7 +79,7 @@ def search_network(
     targets: Sequence[Target],
     trials: Trials,
     config: Config,
-    track: Track[Target] | None = None,
+    track: Track = untracked,
 ) -> Searched:
     """Choose methods, ranks and fits of all layers together; those with a policy of their own follow that.
 
@@ -84,7 +88,7 @@ def search_network(
         targets: Its layers.
         trials: The samples, and the original on them.
         config: Budgets and what is switched off.
-        track: Shows progress over the layers.
+        track: Shows how far each stage is.
 
     Raises:
         BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
@@ -93,18 +97,13 @@ def search_network(
     if config.int8 and goal.max_drop is not None:
         goal = replace(goal, max_drop=FLOAT_SHARE * goal.max_drop)
     moments = gathered(model, targets, trials, config)
-    reasons: dict[str, str] = {}
-    layers = []
     live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
-    for target in track(live, "options") if track else live:
-        found = _options(target, moments.get(target.group.layer.key), config)
-        if isinstance(found, str):
-            reasons[target.group.layer.key] = found
-        else:
-            layers.append(found)
-    in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
-    search = Search(ballots(layers, trials, cost_of(goal.target, in_place)), trials, _steps(config))
-    pick = _pick(search, goal, in_place.total_ms, config)
+    layers, reasons = _options(live, moments, config, track)
+    with watched(trials, track, "profiling"):
+        in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
+    ballot = ballots(track(layers, "weighing layers"), trials, cost_of(goal.target, in_place))
+    with watched(trials, track, "searching"):
+        pick = _pick(Search(ballot, trials, _steps(config)), goal, in_place.total_ms, config)
     decisions = [
         (target, _decision(target, layers, pick, reasons))
         if isinstance(target.policy, Fastest)
@@ -131,8 +130,29 @@ def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accurac
     )
 
 
-def _options(target: Target, moments: Moments | None, config: Config) -> LayerOptions | str:
-    """Return the options of a layer, or why it has none."""
+def _options(
+    targets: Sequence[Target], moments: dict[str, Moments], config: Config, track: Track
+) -> tuple[list[LayerOptions], dict[str, str]]:
+    """Return the options of the layers that have some, and why the others have none by key."""
+    found = [_subject(target, moments.get(target.group.layer.key), config) for target in targets]
+    reasons = {
+        target.group.layer.key: one
+        for target, one in zip(targets, found, strict=True)
+        if isinstance(one, str)
+    }
+    fits = [fit for fit in FITS if fit.shrinkage >= 1.0 or "whitening" not in config.without]
+    if "refit" in config.without:
+        fits = [fit.without_refit() for fit in fits]
+    subjects = [one for one in found if isinstance(one, Subject)]
+    made = find_options(subjects, fits, jobs=_n_jobs(config), track=track)
+    for subject, one in zip(subjects, made, strict=True):
+        if isinstance(one, str):
+            reasons[subject.target.group.layer.key] = one
+    return [one for one in made if isinstance(one, LayerOptions)], reasons
+
+
+def _subject(target: Target, moments: Moments | None, config: Config) -> Subject | str:
+    """Return what the options of a layer are found from, or why it has none."""
     if moments is None:
         return NO_DATA
     weight = target.group.weight()
@@ -141,14 +161,12 @@ def _options(target: Target, moments: Moments | None, config: Config) -> LayerOp
         return problem
     if target.group.layer.in_shape is None:
         return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
-    fits = [fit for fit in FITS if fit.shrinkage >= 1.0 or "whitening" not in config.without]
-    if "refit" in config.without:
-        fits = [fit.without_refit() for fit in fits]
     bias = None if "bias" in config.without else target.group.known_bias()
-    try:
-        return find_options(target, new_study(target, weight, config), moments, bias, fits)
-    except ModelError as error:  # onnxruntime cannot run this layer alone, so nothing can be measured
-        return f"it cannot be timed: {error}"
+    return Subject(target, new_study(target, weight, config), moments, bias)
+
+
+def _n_jobs(config: Config) -> int:
+    return config.jobs or usable_cores()
 
 
 def _steps(config: Config) -> tuple[str, ...]:

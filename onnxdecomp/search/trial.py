@@ -1,9 +1,9 @@
 """Rewrite a model with some chains and see what that does to its outputs."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any, Self
 
 import numpy as np
@@ -23,12 +23,17 @@ from onnxdecomp.search.replacement import Replacements
 MIN_SENSITIVITY_SAMPLES = 16
 """Samples that the divergence of a single layer is measured on, at the least."""
 
+SENSITIVITY_MACS = 15e9
+"""Multiply-accumulates of one such look, which bounds its time: about a quarter of a second on one core.
+
+Counted and not timed, so that the number of samples is the same in each run.
+"""
+
+BATCH = 8
+"""Samples run at once: as fast as more on one thread, little memory, and something for each job to do."""
 
 RECOVERY_SAMPLES = 256
 """Samples that last steps are solved on, layer after layer."""
-
-SAMPLE_SECONDS = 0.25
-"""Time of one look at what a single layer does to the network's output, which sets the number of samples."""
 
 
 class Trials:
@@ -38,9 +43,14 @@ class Trials:
         model: The model as it was read.
         parts: The samples.
         metric_name: Name of the metric; None takes the one that suits labels and outputs.
-        threads: Threads inside an operator.
+        threads: Threads inside an operator where something is timed or moments are gathered.
         memory: Keeps what was measured, for the next search of the same model on the same samples.
+        n_macs: Multiply-accumulates of the original on one sample.
+        jobs: Batches that are run side by side where nothing is timed, each on one thread.
     """
+
+    watch: Callable[[], object] | None = None
+    """Called after each run of a model over samples, to show how far the work is."""
 
     def __init__(
         self,
@@ -49,13 +59,14 @@ class Trials:
         metric_name: str | None,
         threads: int,
         memory: Memory,
+        *,
+        n_macs: int,
+        jobs: int = 1,
     ) -> None:
-        self._model, self.threads = model, threads
+        self._model, self.threads, self._jobs = model, threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
-        start = perf_counter()
         reference = self._run(self.original, parts.choose)
-        self.seconds_per_sample = (perf_counter() - start) / count(parts.choose)
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
         self._choose = Judge(self.metric, reference, labels)
@@ -63,7 +74,7 @@ class Trials:
             _check_labels(labels, reference, self._choose)
         unseen = self._run(self.original, parts.confirm)
         self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
-        n_few = max(MIN_SENSITIVITY_SAMPLES, int(SAMPLE_SECONDS / self.seconds_per_sample))
+        n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
         few = np.arange(min(n_few, count(parts.choose)))
         self._few = part(parts.choose, few)
         self._few_judge = Judge(self.metric, {name: array[few] for name, array in reference.items()}, None)
@@ -125,7 +136,10 @@ class Trials:
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         inputs = {name: array for name, array in samples.items() if name != LABELS}
-        return outputs_over(model, inputs, threads=self.threads)
+        outputs = outputs_over(model, inputs, batch=BATCH, jobs=self._jobs)
+        if self.watch is not None:
+            self.watch()
+        return outputs
 
 
 def _labels(samples: Samples, outputs: Outputs) -> Array | None:

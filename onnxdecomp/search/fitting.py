@@ -1,0 +1,140 @@
+"""What one layer may become, worked out from plain data: `workers` runs this in other processes.
+
+Nothing here knows onnx or onnxruntime, so a worker starts at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from onnxdecomp.methods.base import Chain, FloatArray, Method, recompose
+from onnxdecomp.ranks.search import within_budget
+from onnxdecomp.ranks.study import Candidate, Study
+from onnxdecomp.weights.fit import Data, Fit
+from onnxdecomp.weights.moments import Moments
+from onnxdecomp.weights.refit import Metric
+
+SHARES = (0.8, 0.65, 0.5, 0.4, 0.33, 0.27, 0.22, 0.18, 0.14, 0.11, 0.08, 0.06)
+"""Shares of a layer's MACs at which every method shows its best candidate."""
+
+SOLVED_SHARES = (0.5, 0.33, 0.22, 0.14, 0.08)
+"""The same for methods that need a solve at each rank."""
+
+MIN_SOLVED_TAPS = 25
+"""Kernels below this size are left to the closed forms in an automatic search: CP pays on large kernels."""
+
+SLACK = 1.15
+"""A candidate whose estimated error is above this many times the least at its cost is not looked at again."""
+
+MAX_TIMED = 24
+"""Candidates of a layer that are timed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A layer to be fitted to data in one way.
+
+    Args:
+        study: The layer under study, without data and without a clock.
+        moments: Of its input.
+        bias: What it adds to every output, ``(O,)``; None when that cannot be changed.
+        fit: How to fit.
+        candidates: What to fit, the one with the most MACs first; empty while candidates are looked for.
+    """
+
+    study: Study
+    moments: Moments
+    bias: FloatArray | None
+    fit: Fit
+    candidates: Sequence[Candidate] = ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A candidate's chain.
+
+    Args:
+        chain: The chain.
+        error: Relative error of the layer's output on the data.
+        bias: ``(O,)`` with the mean of what is lost; None keeps the layer's.
+    """
+
+    chain: Chain
+    error: float
+    bias: FloatArray | None
+
+
+def spread(task: Task) -> list[Candidate] | str:
+    """Return the candidates worth timing, those with the most MACs first, or why there are none."""
+    study = _with_data(task)
+    assert study.data is not None
+    if study.data.metric.energy <= 0:
+        return "its output is constant on the calibration samples, so nothing can be fitted"
+    found: dict[tuple[str, tuple[int, ...]], Candidate] = {}
+    for method in study.methods:
+        for share in _shares(study, method):
+            candidate = within_budget(study, method, lambda c, s=share: _fits(study, c, s))  # type: ignore[misc]
+            if candidate is not None and study.shrinks(candidate):
+                found[method.full_name, candidate.ranks] = candidate
+    ordered = sorted(found.values(), key=lambda c: (c.n_macs or 0, c.error))
+    kept: list[Candidate] = []
+    least = float("inf")
+    for candidate in ordered:
+        if candidate.error <= SLACK * least:
+            kept.append(candidate)
+        least = min(least, candidate.error)
+    kept = kept[::-1] if len(kept) <= MAX_TIMED else _thinned(kept)[::-1]
+    return kept or "no method makes it smaller"
+
+
+def fitted(task: Task) -> list[Fitted]:
+    """Return the chain of every candidate, fitted to the data."""
+    study = _with_data(task)
+    return [_fitted(study, candidate, task.bias) for candidate in task.candidates]
+
+
+def _with_data(task: Task) -> Study:
+    """Return the layer under study with its data, in the one order in memory that pickling keeps.
+
+    A product of arrays in another order may differ in its last bits.
+    """
+    weight = np.ascontiguousarray(task.study.weight)
+    moments = replace(
+        task.moments,
+        mean=np.ascontiguousarray(task.moments.mean),
+        second=np.ascontiguousarray(task.moments.second),
+    )
+    metric = Metric.of(task.study.layer, weight, moments, with_bias=task.bias is not None)
+    return replace(task.study, weight=weight, data=Data(metric, task.fit), _analyses={})
+
+
+def _fitted(study: Study, candidate: Candidate, bias: FloatArray | None) -> Fitted:
+    assert study.data is not None
+    chain, error = study.chain(candidate)
+    chain = replace(chain, weights=tuple(np.ascontiguousarray(weight) for weight in chain.weights))
+    if bias is not None:
+        whole = recompose(chain.specs, chain.weights, study.layer.group)
+        bias = np.ascontiguousarray(bias + study.data.metric.bias_shift(whole))
+    return Fitted(chain, error, bias)
+
+
+def _thinned(kept: list[Candidate]) -> list[Candidate]:
+    step = len(kept) / MAX_TIMED
+    return [kept[int(index * step)] for index in range(MAX_TIMED)]
+
+
+def _shares(study: Study, method: Method) -> tuple[float, ...]:
+    if method.nested:
+        return SHARES
+    if prod(study.layer.kernel) < MIN_SOLVED_TAPS and not study.asked_for:
+        return ()
+    return SOLVED_SHARES
+
+
+def _fits(study: Study, candidate: Candidate, share: float) -> bool:
+    dense = study.layer.n_macs
+    if dense is None or candidate.n_macs is None:
+        return candidate.n_params <= share * study.layer.n_params
+    return candidate.n_macs <= share * dense
