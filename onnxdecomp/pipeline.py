@@ -1,12 +1,14 @@
 """The flow of a conversion, one line per stage:
 
-load -> find layers -> choose method and ranks -> rewrite -> verify -> time -> write -> report.
+load -> find layers -> choose method and ranks -> rewrite -> put back what is slower -> verify -> time ->
+write -> report.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
+from onnxdecomp.put_back import Staged, put_all_back, put_layers_back, puts_layers_back
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
+from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.int8 import quantized
+from onnxdecomp.search.replacement import Replacement, Replacements
 from onnxdecomp.search.run import gathered, measured, open_trials, search_network
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
@@ -70,7 +75,8 @@ def convert(
         targets = plan_targets(found, config)
     report = _empty_report(model, source, output, config, notes)
     report.layers = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
-    with ModelWriter(model, output) as writer, ExitStack() as stack:
+    with ExitStack() as stack:
+        writer = stack.enter_context(ModelWriter(model, output))
         trials = None
         if config.calibration is not None:
             with clock.stage("calibrate"):
@@ -78,16 +84,21 @@ def convert(
         with clock.stage("decompose"):
             rewriter = Rewriter(model, writer.add_tensor)
             decisions = _decisions(model, targets, trials, report, config, track)
-            _decompose(decisions, report, rewriter, config)
+            held = _decompose(decisions, report, rewriter, config, hold=puts_layers_back(model, config))
         with clock.stage("write"):
-            converted = writer.stage(rewriter.finish())
+            staged = Staged(writer, writer.stage(rewriter.finish()))
+        if held:
+            with clock.stage("in place"):
+                rewrite, keeps = partial(_rewritten, model, output, stack), partial(_keeps, trials, config)
+                staged = put_layers_back(model, staged, held, report, config, rewrite, keeps)
+        writer, converted = staged.writer, staged.model
         if config.int8 and trials:
             with clock.stage("int8"), watched(trials, track, "trying INT8"):
                 converted = _in_int8(converted, trials, writer, report, config)
         with clock.stage("verify"):
             _prove(model, converted, report, config)
             _measure(trials, converted, report, config)
-        if not _put_back(report, config):
+        if not put_all_back(report, config):
             writer.publish()
             return _finished(report, found, writer, clock)
     with ModelWriter(model, output) as writer:
@@ -156,17 +167,39 @@ def _decisions(
 
 
 def _decompose(
-    decisions: Iterable[tuple[Target, Decision]], report: Report, rewriter: Rewriter, config: Config
-) -> None:
-    """Check the chain of one target after the other alone, and rewrite its nodes."""
+    decisions: Iterable[tuple[Target, Decision]],
+    report: Report,
+    rewriter: Rewriter,
+    config: Config,
+    *,
+    hold: bool,
+) -> dict[str, Replacement]:
+    """Check the chain of one target after the other alone, and rewrite its nodes.
+
+    Returns:
+        What was replaced, by key of the layer, where that is to be held.
+    """
+    held = {}
     for target, decision in decisions:
         check = prove_chain(target, decision, config)
         if check is not None and check.problem:
             report.notes.append(failure_note(check.problem))
         if decision.chain is not None:
             rewriter.replace(target.group, decision.chain, decision.bias)
+            if hold:
+                held[target.group.layer.key] = Replacement(target.group, decision.chain, decision.bias)
         output_error = check.output_error if check else None
         report.layers += [_outcome(site, decision, output_error) for site in target.group.sites]
+    return held
+
+
+def _rewritten(model: Model, output: str | Path | None, stack: ExitStack, replaced: Replacements) -> Staged:
+    """Return the model with these replacements, staged in files of its own."""
+    writer = stack.enter_context(ModelWriter(model, output))
+    rewriter = Rewriter(model, writer.add_tensor)
+    for replacement in replaced.values():
+        rewriter.replace(replacement.group, replacement.chain, replacement.bias)
+    return Staged(writer, writer.stage(rewriter.finish()))
 
 
 def _outcome(site: Site, decision: Decision, output_error: float | None) -> LayerOutcome:
@@ -206,7 +239,7 @@ def _weight_error(decision: Decision, chain: Chain) -> float | None:
     return relative_error(decision.weight, recompose(chain.specs, chain.weights, chain.layer.group))
 
 
-def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, config: Config) -> None:
+def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config) -> None:
     """Run and time the whole model, as far as asked for, and note what came out."""
     if config.verify != "model" or not (report.decomposed or report.int8):
         return
@@ -217,8 +250,8 @@ def _prove(model: Model, converted: Path | onnx.ModelProto, report: Report, conf
 
 
 def _in_int8(
-    converted: Path | onnx.ModelProto, trials: Trials, writer: ModelWriter, report: Report, config: Config
-) -> Path | onnx.ModelProto:
+    converted: RuntimeModel, trials: Trials, writer: ModelWriter, report: Report, config: Config
+) -> RuntimeModel:
     """Return the model in INT8 where that keeps the budget and is faster; else as it is, with a note."""
     found = quantized(converted, trials, config)
     if found.model is None:
@@ -229,9 +262,7 @@ def _in_int8(
     return writer.stage(found.model)
 
 
-def _measure(
-    trials: Trials | None, converted: Path | onnx.ModelProto, report: Report, config: Config
-) -> None:
+def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, config: Config) -> None:
     """Measure what the converted model loses, and stop where that is more than allowed."""
     if trials is None or not (report.decomposed or report.int8):
         return
@@ -247,46 +278,12 @@ def _measure(
     report.notes.append(problem)
 
 
-def _put_back(report: Report, config: Config) -> bool:
-    """Tell whether the original is to be written after all, and note it in the report.
-
-    Under ``auto`` a model must be measured to be faster. Under named ranks it must not be slower, unless
-    `allow_slower` or ``full`` says that this is no matter.
-    """
-    rules = (*config.op_types.values(), *config.layers.values())
-    ranks = {config.rank, *(rule.rank for rule in rules if rule.rank is not None)}
-    if report.latency is None or config.allow_slower or "full" in ranks:
-        return False
-    is_auto = ranks <= {"auto", "none"} or config.int8
-    if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= 1.0):
-        return False
-    timing, median = report.latency, report.latency.median_ms
-    verdict = "not faster beyond the noise" if is_auto else "slower (--allow-slower takes it all the same)"
-    reason = (
-        f"put back: the whole model is {verdict}, {median.after:.4g} ms instead of {median.before:.4g} ms "
-        f"(quartiles of the ratio {timing.speedup_low:.2f} to {timing.speedup_high:.2f})"
-    )
-    if config.has_target and not config.force:
-        raise BudgetError(
-            f"The target is not reached: {reason.removeprefix('put back: ')}. Nothing was written."
-        )
-    report.layers = [
-        _kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
-    ]
-    report.latency = report.output_error = report.accuracy = None
-    report.int8 = report.recovered = ()
-    return True
-
-
-def _kept(layer: LayerOutcome, reason: str) -> LayerOutcome:
-    """Return the outcome of a layer that was decomposed and put back."""
-    return replace(
-        layer,
-        status="kept",
-        reason=reason,
-        params=BeforeAfter(layer.params.before, layer.params.before),
-        macs=BeforeAfter(layer.macs.before, layer.macs.before),
-    )
+def _keeps(trials: Trials | None, config: Config, converted: RuntimeModel) -> bool:
+    """Tell whether a model loses no more than allowed, where there are samples and a budget."""
+    if trials is None:
+        return True
+    found = measured(trials, converted, config)
+    return found.budget is None or found.drop <= found.budget
 
 
 def _empty_report(
