@@ -8,6 +8,7 @@ latter is measured on the labelled images that ours is given as ``--eval``, with
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -75,6 +76,7 @@ def arms(network: Network, folder: Path) -> dict[tuple[str, str], Make]:
         network: The network.
         folder: Where samples and caches are kept meanwhile.
     """
+    import_module("onnxruntime.tools.symbolic_shape_infer")  # takes seconds that are not those of an arm
     samples = network.write_samples(folder)
     given = {**samples, "cache": str(folder / "cache")}
     spatial, tucker2 = {"method": "spatial-svd"}, {"method": "tucker2"}
