@@ -23,6 +23,7 @@ import numpy as np
 
 from bench.networks import NAMES, RESULTS, VGG_LIKE, Network, record, recorded
 from onnxdecomp import convert
+from onnxdecomp.errors import OnnxdecompError
 from onnxdecomp.report.as_json import plain
 
 Found = dict[str, Any]
@@ -31,7 +32,7 @@ Found = dict[str, Any]
 def measured(
     network: Network, max_drop: float, int8: bool, folder: Path, samples: Mapping[str, Any]
 ) -> Found:
-    """Convert a network at one budget and return the figures.
+    """Convert a network at one budget and return the figures, or why nothing was written.
 
     Args:
         network: The network.
@@ -43,7 +44,10 @@ def measured(
     output, cache = folder / "out.onnx", folder / "cache"
     was_empty = not cache.exists()
     start = perf_counter()
-    report = convert(network.path, output, max_drop=max_drop, int8=int8, cache=str(cache), **samples)
+    try:
+        report = convert(network.path, output, max_drop=max_drop, int8=int8, cache=str(cache), **samples)
+    except OnnxdecompError as error:
+        return {"max_drop": max_drop, "int8": int8, "error": str(error)}
     seconds = round(perf_counter() - start, 1)
     latency = {threads: found["after"] for threads, found in network.latencies({"after": output}).items()}
     return {
@@ -66,6 +70,8 @@ def measured(
 
 def line(found: Found) -> str:
     """Return one conversion as a line."""
+    if "error" in found:
+        return str(found["error"])
     whole = found["whole_test_set"]
     speedups = ", ".join(f"{found['latency'][threads]['speedup']:.2f}x" for threads in ("1", "2"))
     cache = "empty" if found["from_empty_cache"] else "filled"
@@ -90,7 +96,8 @@ def summary(networks: Mapping[str, Sequence[Found]]) -> Found:
     of the MAC reduction that is measured as speed is the geometric mean over the VGG-like networks of which
     anything was decomposed, on one thread, by budget; INT8 changes no MACs, so it is left out there.
     """
-    every = [(name, found) for name, conversions in networks.items() for found in conversions]
+    all_of_them = [(name, found) for name, conversions in networks.items() for found in conversions]
+    every = [(name, found) for name, found in all_of_them if "error" not in found]
     shares: dict[float, list[float]] = {}
     for name, found in every:
         if name in VGG_LIKE and found["methods"] and not found["int8"]:
@@ -98,10 +105,11 @@ def summary(networks: Mapping[str, Sequence[Found]]) -> Found:
             shares.setdefault(found["max_drop"], []).append(share)
     lowest = {
         threads: min((found["latency"][threads]["speedup"], name) for name, found in every)
-        for threads in ("1", "2")
+        for threads in (("1", "2") if every else ())
     }
     return {
         "n_conversions": len(every),
+        "failed": [[name, found["max_drop"]] for name, found in all_of_them if "error" in found],
         "exceeding": list(_exceeding(every)),
         "speed_per_mac_reduction": {
             str(budget): float(np.exp(np.mean(np.log(found)))) for budget, found in sorted(shares.items())
@@ -125,6 +133,8 @@ def print_summary(found: Found) -> None:
         f"The drop exceeds its budget by more than its standard error in {len(found['exceeding'])} of "
         f"{found['n_conversions']} conversions{': ' if exceeding else ''}{exceeding}"
     )
+    for name, budget in found["failed"]:
+        print(f"Nothing was written for {name} at {budget:g}")
     for budget, share in found["speed_per_mac_reduction"].items():
         print(f"Speed-up over MAC reduction at {budget}, VGG-like, geometric mean: {share:.2f}")
     for threads, (speedup, name) in found["lowest_speedup"].items():
