@@ -3,6 +3,7 @@
 OnnxdecompError
 ├── ModelError          1   the model cannot be read, understood or written
 ├── UsageError          2   an option, a rank, a pattern or a file of samples makes no sense
+│   └── TooFewSamplesError
 └── BudgetError         3   a budget or the verification failed; nothing was written
     └── VerificationError
 
@@ -27,6 +28,10 @@ class UsageError(OnnxdecompError):
     """An option, a rank, a pattern or a file of samples makes no sense."""
 
     exit_code = 2
+
+
+class TooFewSamplesError(UsageError):
+    """The calibration samples are fewer than anything can be learned from."""
 
 
 class BudgetError(OnnxdecompError):

@@ -15,20 +15,21 @@ from typing import Any
 import onnx
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import BudgetError, UsageError, unknown_name
+from onnxdecomp.errors import BudgetError, TooFewSamplesError, UsageError, unknown_name
 from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
-from onnxdecomp.put_back import Staged, put_all_back, put_layers_back, puts_layers_back
+from onnxdecomp.put_back import Staged, put_all_back, put_layers_back, puts_layers_back, rewritten
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.int8 import quantized
-from onnxdecomp.search.replacement import Replacement, Replacements
+from onnxdecomp.search.parts import needs_samples
+from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.run import gathered, measured, open_trials, search_network
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
@@ -80,7 +81,7 @@ def convert(
         trials = None
         if config.calibration is not None:
             with clock.stage("calibrate"):
-                trials = stack.enter_context(open_trials(model, targets, config))
+                trials = _open_trials(model, targets, stack, report, config)
         with clock.stage("decompose"):
             rewriter = Rewriter(model, writer.add_tensor)
             decisions = _decisions(model, targets, trials, report, config, track)
@@ -89,7 +90,7 @@ def convert(
             staged = Staged(writer, writer.stage(rewriter.finish()))
         if held:
             with clock.stage("in place"):
-                rewrite, keeps = partial(_rewritten, model, output, stack), partial(_keeps, trials, config)
+                rewrite, keeps = partial(rewritten, model, output, stack), partial(_keeps, trials, config)
                 staged = put_layers_back(model, staged, held, report, config, rewrite, keeps)
         writer, converted = staged.writer, staged.model
         if config.int8 and trials:
@@ -145,6 +146,23 @@ def _refuse_overwriting(source: Source, output: str | Path | None) -> None:
         )
 
 
+def _open_trials(
+    model: Model, targets: Sequence[Target], stack: ExitStack, report: Report, config: Config
+) -> Trials | None:
+    """Return the original run on the samples; None where they are too few and nothing depends on them.
+
+    Raises:
+        UsageError: The samples do not fit the model, or are too few for what was asked for.
+    """
+    try:
+        return stack.enter_context(open_trials(model, targets, config))
+    except TooFewSamplesError as error:
+        if needs_samples(config):
+            raise
+        report.notes.append(f"The weights alone decided, since {error}")
+        return None
+
+
 def _decisions(
     model: Model,
     targets: Sequence[Target],
@@ -191,15 +209,6 @@ def _decompose(
         output_error = check.output_error if check else None
         report.layers += [_outcome(site, decision, output_error) for site in target.group.sites]
     return held
-
-
-def _rewritten(model: Model, output: str | Path | None, stack: ExitStack, replaced: Replacements) -> Staged:
-    """Return the model with these replacements, staged in files of its own."""
-    writer = stack.enter_context(ModelWriter(model, output))
-    rewriter = Rewriter(model, writer.add_tensor)
-    for replacement in replaced.values():
-        rewriter.replace(replacement.group, replacement.chain, replacement.bias)
-    return Staged(writer, writer.stage(rewriter.finish()))
 
 
 def _outcome(site: Site, decision: Decision, output_error: float | None) -> LayerOutcome:
@@ -310,7 +319,7 @@ def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) 
         report.model[name] = BeforeAfter(sum(f.before for f in known), sum(f.after for f in known))
     if not (report.decomposed or report.int8):
         report.notes.append("Nothing was decomposed: the output is the original model.")
-    elif report.command["rank"] == "auto" and report.accuracy is None:
+    elif report.command["rank"] == "auto" and report.command["calibration"] is None:
         report.notes.append(
             "Ranks were chosen from the weights alone: with --calibration X.npz they are fitted to your "
             "data, chosen by what they do to the outputs, and go further at the same accuracy."

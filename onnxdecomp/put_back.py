@@ -5,12 +5,15 @@ model is profiled in one piece beside the original, rewritten without what is sl
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from onnxdecomp.config import Config
 from onnxdecomp.errors import BudgetError, ModelError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report
 from onnxdecomp.runtime.in_place import InPlace, profile_variants
 from onnxdecomp.runtime.session import Model as RuntimeModel
@@ -55,6 +58,15 @@ def puts_layers_back(model: Model, config: Config) -> bool:
     return puts_back(config) and not asked and model.size_bytes <= HELD_BYTES
 
 
+def rewritten(model: Model, output: str | Path | None, stack: ExitStack, replaced: Replacements) -> Staged:
+    """Return the model with these replacements, staged in files of its own."""
+    writer = stack.enter_context(ModelWriter(model, output))
+    rewriter = Rewriter(model, writer.add_tensor)
+    for replacement in replaced.values():
+        rewriter.replace(replacement.group, replacement.chain, replacement.bias)
+    return Staged(writer, writer.stage(rewriter.finish()))
+
+
 def put_layers_back(
     model: Model,
     staged: Staged,
@@ -84,8 +96,8 @@ def put_layers_back(
         if not slower:
             break
         left = {key: replacement for key, replacement in held.items() if key not in slower}
-        rewritten = rewrite(left)
-        if left and report.recovered and not keeps_budget(rewritten.model):
+        without = rewrite(left)
+        if left and report.recovered and not keeps_budget(without.model):
             report.notes.append(
                 f"The chains of {', '.join(slower)} are slower in place than the layers and stay: without "
                 "them the others, which were fitted behind them, lose more than the budget."
@@ -95,7 +107,7 @@ def put_layers_back(
         report.layers = [
             kept(layer, reasons[layer.key]) if layer.key in reasons else layer for layer in report.layers
         ]
-        held, staged = left, rewritten
+        held, staged = left, without
     if not held:
         report.recovered = ()
         if config.has_target and not config.force:

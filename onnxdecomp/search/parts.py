@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import UsageError
+from onnxdecomp.errors import TooFewSamplesError, UsageError
 from onnxdecomp.runtime.judge import part, split_rows
 from onnxdecomp.runtime.samples import LABELS, load_samples
 from onnxdecomp.runtime.session import Array
@@ -43,15 +43,16 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
     With evaluation samples all calibration samples are fitted to; without, half of them.
 
     Raises:
-        UsageError: The samples do not fit the model, or are too few.
+        TooFewSamplesError: There are fewer than `MIN_SAMPLES`.
+        UsageError: The samples do not fit the model.
     """
     assert config.calibration is not None
     calibration = load_samples(config.calibration, model)
     n_samples = count(calibration)
     if n_samples < MIN_SAMPLES:
-        raise UsageError(
-            f"{config.calibration} has {n_samples} samples: give {MIN_SAMPLES} or more (a few hundred are "
-            "better), or leave --calibration out and ranks are chosen from the weights alone."
+        raise TooFewSamplesError(
+            f"{config.calibration} has {n_samples} samples, too few to fit to or to measure on: give "
+            f"{MIN_SAMPLES} or more, better a few hundred."
         )
     if config.evaluation is None:
         fit, choose, confirm = split_rows(n_samples, SHARES, config.seed)
@@ -69,6 +70,12 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
         part(labelled, confirm),
         f"{len(choose)} and {len(confirm)} evaluation samples",
     )
+
+
+def needs_samples(config: Config) -> bool:
+    """Tell whether something was asked for that cannot be told without samples."""
+    asked = (config.max_drop, config.evaluation)
+    return config.has_target or config.int8 or any(value is not None for value in asked)
 
 
 def load_evaluation(source: str, model: onnx.ModelProto) -> dict[str, Array]:

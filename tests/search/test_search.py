@@ -192,10 +192,30 @@ def test_two_targets_at_once_are_refused(model, calibration):
         search(model, calibration, target_latency=0.5, target_macs=0.5)
 
 
-def test_too_few_samples_are_said(model, tmp_path, images):
+@pytest.fixture
+def few(tmp_path, images):
     np.savez(tmp_path / "few.npz", x=images[:3])
-    with pytest.raises(UsageError, match="has 3 samples: give 16 or more"):
-        search(model, str(tmp_path / "few.npz"), max_drop=0.01)
+    return str(tmp_path / "few.npz")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"max_drop": 0.01}, {"target_macs": 0.5}, {"int8": True}, {"evaluation": "few.npz"}], ids=str
+)
+def test_too_few_samples_for_what_was_asked_are_said(model, few, asked):
+    with pytest.raises(UsageError, match=r"few.npz has 3 samples, too few to fit .*: give 16 or more"):
+        search(model, few, **asked)
+    assert not model.with_name("out.onnx").exists()
+
+
+@pytest.mark.parametrize("rank", ["auto", "ratio:0.3"])
+def test_with_too_few_samples_and_nothing_asked_the_weights_decide(model, few, rank):
+    report = search(model, few, rank=rank)
+    plain = convert(model, None, rank=rank, cache="none")
+    assert [(layer.key, layer.ranks, layer.fit) for layer in report.decomposed] == [
+        (layer.key, layer.ranks, "") for layer in plain.decomposed
+    ]
+    assert sum("3 samples, too few to fit" in note for note in report.notes) == 1
+    assert not any("with --calibration X.npz they are fitted" in note for note in report.notes)
 
 
 def test_labels_of_another_length_are_said(model, calibration, tmp_path, images):
