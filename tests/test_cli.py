@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from onnxdecomp.cli import app
+from onnxdecomp.cli import _tracker, app
 from tests.networks import network
 from tests.timers import even, in_place, measured
 
@@ -24,6 +25,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
     onnx.save(network(), "in.onnx")
     return tmp_path
+
+
+class Screen(StringIO):
+    """Text that is drawn, on a terminal or not."""
+
+    def __init__(self, is_terminal):
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self):
+        return self._is_terminal
 
 
 def call(*arguments):
@@ -54,6 +66,25 @@ def test_convert_writes_the_model_and_the_report(folder):
 def test_quiet_prints_nothing():
     result = call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5", "--quiet")
     assert (result.exit_code, result.output) == (WRITTEN, "")
+
+
+@pytest.mark.parametrize(("quiet", "is_terminal"), [(True, True), (False, False)])
+def test_progress_is_only_for_somebody_who_looks(monkeypatch, quiet, is_terminal):
+    monkeypatch.setattr(sys, "stderr", Screen(is_terminal))
+    assert _tracker(quiet) is None
+
+
+def test_progress_is_drawn_on_standard_error_and_wiped(monkeypatch, capsys):
+    screen = Screen(is_terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    track = _tracker(quiet=False)
+    assert list(track("ab", "timing")) == ["a", "b"]
+    assert list(track(iter("ab"), "searching")) == ["a", "b"]
+    drawn = screen.getvalue()
+    assert [text in drawn for text in ("timing", "1/2", "2/2", "searching", "1/?", "2/?")] == [True] * 6
+    assert drawn.endswith("\x1b[2K")  # a line is erased
+    assert capsys.readouterr().out == ""
 
 
 def test_a_recipe_and_options_combine():

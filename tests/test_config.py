@@ -91,7 +91,7 @@ def test_an_input_name_may_hold_an_equals_sign():
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": 0}, {"max_error": 0.0}, {"max_error": 1.0}, {"rank_multiple": 0}]
+    "options", [{"threads": 0}, {"jobs": 0}, {"max_error": 0.0}, {"max_error": 1.0}, {"rank_multiple": 0}]
 )
 def test_a_value_out_of_range_is_refused(options):
     with pytest.raises(UsageError):

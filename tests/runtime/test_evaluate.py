@@ -4,6 +4,7 @@ import pytest
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, evaluate, metric, outputs_over
 from tests.graph.models import normal, parse
+from tests.networks import network
 
 SCORES = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
 LABELS = np.array([1, 0, 0, 0])
@@ -101,6 +102,21 @@ def test_outputs_are_joined_over_batches(batch):
     x = normal(7, 4)
     joined = outputs_over(LINEAR, {"x": x}, batch=batch)["y"]
     np.testing.assert_allclose(joined, x @ normal(4, 3), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_outputs_are_the_same_bits_for_any_number_of_jobs(jobs):
+    model, samples = network(), {"x": normal(70, 16, 12, 12)}
+    expected = outputs_over(model, samples, batch=8)["y"]
+    np.testing.assert_array_equal(outputs_over(model, samples, batch=8, jobs=jobs)["y"], expected)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_batch_that_cannot_be_run_is_the_same_error_for_any_number_of_jobs(jobs):
+    gathered = parse("g (float[N, 4] x, int64[N] i) => (float[M, 4] y) { y = Gather(x, i) }")
+    samples = {"x": normal(9, 4), "i": np.array([0, 1, 2] * 2 + [0, 7, 1])}
+    with pytest.raises(ModelError, match=r"on inputs x 3x4, i 3: .*out of data bounds"):
+        outputs_over(gathered, samples, batch=3, jobs=jobs)
 
 
 def test_evaluate_runs_the_model_and_scores_it():
