@@ -1,0 +1,109 @@
+"""Options of layers: the same for any number of jobs."""
+
+from hashlib import sha256
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxdecomp.config import Config
+from onnxdecomp.graph.find import find_layers
+from onnxdecomp.graph.io import load
+from onnxdecomp.runtime.activations import gather_moments
+from onnxdecomp.search import options, workers
+from onnxdecomp.search.options import LayerOptions, Subject, find_options
+from onnxdecomp.selection import new_study, plan_targets
+from onnxdecomp.weights.fit import FITS
+from tests.networks import network
+from tests.timers import by_macs, slow
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Count the processes that are started."""
+    processes, start = [], workers._started
+    monkeypatch.setattr(workers, "_started", lambda: processes.append(start()) or processes[-1])
+    return processes
+
+
+@pytest.fixture
+def subjects(monkeypatch, tmp_path):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
+    path = tmp_path / "in.onnx"
+    onnx.save(network(), path)
+    model = load(path)
+    targets = plan_targets(find_layers(model), Config())
+    samples = {"x": np.random.default_rng(3).standard_normal((40, 16, 12, 12)).astype(np.float32)}
+    moments = gather_moments(path, [target.group for target in targets], samples)
+    return [
+        Subject(
+            target,
+            new_study(target, target.group.weight(), Config()),
+            moments[target.group.layer.key],
+            target.group.known_bias(),
+        )
+        for target in targets
+    ]
+
+
+def digest(found) -> str:
+    """Return a digest of every bit of the options of all layers."""
+    whole = sha256()
+    for layer in found:
+        for name, made in layer.options.items():
+            for option in made:
+                candidate = option.candidate
+                whole.update(f"{layer.key} {name} {candidate.method.full_name} {candidate.ranks}".encode())
+                whole.update(f"{option.error!r} {option.ratio!r} {option.size_bytes}".encode())
+                for array in (*option.chain.weights, option.bias):
+                    whole.update(b"" if array is None else array.tobytes())
+    return whole.hexdigest()
+
+
+def test_options_are_the_same_bits_for_any_number_of_jobs(monkeypatch, subjects, started):
+    monkeypatch.setattr(options, "MIN_SHARED_MACS", 0)
+    digests = {digest(find_options(subjects, jobs=jobs)) for jobs in (1, 2, 3)}
+    assert len(digests) == 1
+    assert len(started) == 2 + 3
+    assert all(process.returncode is not None for process in started)
+
+
+def test_little_work_starts_no_process(subjects, started):
+    found = find_options(subjects, jobs=2)
+    assert [set(layer.options) for layer in found] == [{fit.name for fit in FITS}] * len(subjects)
+    assert not started
+
+
+def test_each_layer_without_options_has_its_reason_in_its_place(monkeypatch, subjects):
+    flat = [subject.study.layer.key for subject in subjects][1]
+    dead = [
+        Subject(s.target, s.study, _constant(s.moments), s.bias) if s.study.layer.key == flat else s
+        for s in subjects
+    ]
+    found = find_options(dead, jobs=1)
+    assert [isinstance(one, LayerOptions) for one in found] == [True, False, True, True]
+    assert "constant on the calibration samples" in found[1]
+
+
+def test_chains_that_are_not_faster_are_no_options(monkeypatch, subjects):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", slow)
+    slowed = [
+        Subject(s.target, new_study(s.target, s.study.weight, Config()), s.moments, s.bias) for s in subjects
+    ]
+    assert ["not faster" in reason for reason in find_options(slowed)] == [True] * len(subjects)
+
+
+def test_progress_is_shown_stage_by_stage(subjects):
+    seen = []
+
+    def track(items, what):
+        seen.append((what, len(items)))
+        return items
+
+    find_options(subjects, track=track)
+    assert seen == [(what, len(subjects)) for what in ("factorizing", "timing", "fitting")]
+
+
+def _constant(moments):
+    """Return moments of an input that never changes."""
+    return type(moments)(moments.n_patches, 0 * moments.mean, 0 * moments.second)

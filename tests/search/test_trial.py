@@ -1,0 +1,72 @@
+"""Looks at models are counted, not timed: how many samples they take is the same in each run."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxdecomp.config import Config
+from onnxdecomp.graph.find import find_layers
+from onnxdecomp.graph.io import load
+from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.search import trial
+from onnxdecomp.search.run import open_trials
+from onnxdecomp.search.track import watched
+from onnxdecomp.selection import plan_targets
+from tests.networks import network
+
+N_SAMPLES = 96
+"""A quarter of them decides."""
+
+
+@pytest.fixture
+def opened(tmp_path):
+    path, samples = tmp_path / "in.onnx", tmp_path / "x.npz"
+    onnx.save(network(), path)
+    images = np.random.default_rng(3).standard_normal((N_SAMPLES, 16, 12, 12))
+    np.savez(samples, x=images.astype(np.float32))
+    config = Config(calibration=str(samples), cache="none", jobs=2)
+    model = load(path)
+    targets = plan_targets(find_layers(model), config)
+    return lambda: open_trials(model, targets, config)
+
+
+@pytest.fixture
+def n_run(monkeypatch):
+    """Collect the number of samples of each run."""
+    counts = []
+
+    def counted(model, samples, **options):
+        counts.append(len(samples["x"]))
+        return outputs_over(model, samples, **options)
+
+    monkeypatch.setattr(trial, "outputs_over", counted)
+    return counts
+
+
+@pytest.mark.parametrize(("looks", "expected"), [(0, 16), (20, 20), (1000, 24)])
+def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_run, looks, expected):
+    n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
+    monkeypatch.setattr(trial, "SENSITIVITY_MACS", looks * n_macs)
+    with opened() as trials:
+        del n_run[:]
+        assert trials.divergence({}) == pytest.approx(0.0, abs=1e-9)
+    assert n_run == [expected]
+
+
+def test_every_run_of_a_model_is_a_step_of_progress(opened):
+    seen = []
+
+    def track(items, what):
+        try:
+            for item in items:
+                seen.append((what, item))
+                yield item
+        finally:
+            seen.append("closed")
+
+    with opened() as trials:
+        with watched(trials, track, "searching"):
+            trials.compared({})
+            trials.divergence({})
+        trials.compared({})
+    assert seen == [("searching", 0), ("searching", 1), ("searching", 2), "closed"]
