@@ -33,7 +33,7 @@ from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.run import gathered, measured, open_trials, search_network
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
+from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, open_cache, plan_targets
 
 Source = str | Path | onnx.ModelProto
 EXACT_WEIGHT = 1e-6
@@ -324,6 +324,7 @@ def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) 
             "Ranks were chosen from the weights alone: with --calibration X.npz they are fitted to your "
             "data, chosen by what they do to the outputs, and go further at the same accuracy."
         )
+    report.notes += open_cache(report.command["cache"]).settle()
     report.stages = clock.stages
     report.proto = writer.result
     return report

@@ -237,7 +237,13 @@ def open_cache(folder: str | None) -> Cache:
     """Return the cache in a folder: the user's own one for None, one that keeps nothing for ``none``."""
     if folder == "none":
         return Cache(None)
-    return Cache(Path(folder) if folder else default_cache_folder())
+    return _cache(Path(folder) if folder else default_cache_folder())
+
+
+@cache
+def _cache(folder: Path) -> Cache:
+    """Return the one object for a folder, which knows what is to be said of all that use it."""
+    return Cache(folder)
 
 
 @cache

@@ -4,19 +4,21 @@
 
 The names of folders and files are hashes; each file holds what was hashed as well and is served only when
 that equals what is asked for. A file that is anything else is as good as none. Several processes may use one
-folder: a file appears complete or not at all, and the last one written stays.
+folder: a file appears complete or not at all, and the last one written stays. The folder grows to `MAX_BYTES`
+and a single conversion more; then what was not used for longest goes, whatever machine made it.
 """
 
 import hashlib
 import json
 import os
+import re
 import secrets
 import struct
 import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -32,14 +34,24 @@ Arrays = Mapping[str, NDArray[np.generic]]
 FORMAT = 1
 """Version of what stands in the files; a file of another version is not read."""
 
+MAX_BYTES = 2**30
+"""What the files of all machines in a folder may take together."""
+
+BLOCK_BYTES = 4096
+"""A file takes a multiple of this on disk."""
+
 STALE_SECONDS = 3600
 """A file that is still half written after this time was left behind by a process that died."""
 
 PLAIN_KINDS = "biufcSU"
 """Element types that an .npz keeps as they are: no Python objects, no types numpy has no name for."""
 
+_OURS = re.compile(r"[0-9a-f]{40}")
+"""Names of machines' folders. Others in the same folder are not ours to remove."""
+
 _BROKEN = (
-    EOFError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error,
+    EOFError, ValueError, LookupError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+    struct.error,
 )  # fmt: skip
 """What json and numpy raise for a file that was cut off or overwritten."""
 
@@ -72,19 +84,19 @@ class Cache:
     """Values by kind and key, valid on one machine with one set of versions.
 
     A cache must never stop a conversion: what cannot be read is made again, what cannot be written is not
-    kept, and `problem` says why.
+    kept, and `settle` says why.
 
     Args:
         folder: Where the files lie; made when the first one is written. None switches the cache off.
         machine: What every value depends on beside its key; `fingerprint` when None.
-
-    Attributes:
-        problem: A sentence on why a value could not be kept; empty while all could.
     """
 
     def __init__(self, folder: Path | None, machine: Mapping[str, object] | None = None) -> None:
         self.folder = folder
-        self.problem = ""
+        self._problem = ""
+        self._foreign: set[Path] = set()
+        self._seen: list[Path] | None = None
+        self._wrote = False
         self._machine = canonical({"format": FORMAT, **(fingerprint() if machine is None else machine)})
 
     def get(self, kind: str, key: Key) -> dict[str, Any] | None:
@@ -119,12 +131,24 @@ class Cache:
         whole = {"header": np.frombuffer(header, np.uint8), **members}
         self._write(self._path(kind, key, "npz"), lambda file: np.savez(file, **whole))  # type: ignore[arg-type]
 
-    def foreign(self, kind: str) -> bool:
-        """Tell whether values of a kind lie here that another machine or other versions made."""
-        if self.folder is None:
-            return False
-        own = _hash(self._machine)
-        return any(path.parent.name != own for path in self.folder.glob(f"*/{kind}") if any(path.iterdir()))
+    def settle(self) -> list[str]:
+        """End a use: prune the folder if it grew, and return what the user should know; then start anew.
+
+        That is why values could not be kept, and how many lie there that another machine or other versions
+        made, so that they were not served.
+        """
+        if self._wrote:
+            self.prune(MAX_BYTES)
+        notes = [self._problem] if self._problem else []
+        if self._foreign:
+            notes.append(
+                f"The cache folder '{self.folder}' is of another machine or of other versions of onnxruntime "
+                f"or onnxdecomp: {len(self._foreign)} entries were ignored and measured anew."
+            )
+        self._problem, self._wrote = "", False
+        self._foreign.clear()
+        self._seen = None
+        return notes
 
     def prune(self, max_bytes: int) -> None:
         """Remove what was not used for longest, of all machines, until `max_bytes` are enough."""
@@ -132,21 +156,38 @@ class Cache:
             return
         now = time.time()
         entries = []
-        for path in self.folder.glob("*/*/*"):
+        for path in self._files():
             try:
                 stat = path.stat()
             except OSError:  # another process was faster
                 continue
             if path.suffix != ".tmp":
-                entries.append((stat.st_mtime_ns, stat.st_size, path))
+                size_bytes = -(-stat.st_size // BLOCK_BYTES) * BLOCK_BYTES
+                entries.append((stat.st_mtime_ns, size_bytes, path))
             elif now - stat.st_mtime > STALE_SECONDS:
                 _remove(path)
-        left = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
+        left = sum(size_bytes for _, size_bytes, _ in entries)
+        for _, size_bytes, path in sorted(entries):
             if left <= max_bytes:
                 break
             _remove(path)
-            left -= size
+            left -= size_bytes
+
+    def _files(self) -> Iterator[Path]:
+        """Yield the files of all machines; nothing else that may lie in the folder."""
+        for machine in self._machines():
+            for path in machine.glob("*/*"):
+                if _OURS.match(path.name) and path.suffix in (".json", ".npz", ".tmp"):
+                    yield path
+
+    def _machines(self) -> list[Path]:
+        return [path for path in self.folder.glob("*") if _OURS.fullmatch(path.name)] if self.folder else []
+
+    def _others(self) -> list[Path]:
+        """Return the folders of other machines, listed once."""
+        if self._seen is None:
+            self._seen = [path for path in self._machines() if path.name != _hash(self._machine)]
+        return self._seen
 
     def _path(self, kind: str, key: Key, suffix: str) -> Path | None:
         if self.folder is None:
@@ -164,6 +205,8 @@ class Cache:
         try:
             value = read(path, self._header(key))
         except OSError:  # usually it does not exist
+            if any(Path(other, *path.parts[-2:]).exists() for other in self._others()):
+                self._foreign.add(path)
             return None
         except _BROKEN:
             _remove(path)
@@ -181,8 +224,9 @@ class Cache:
             with fresh.open("xb") as file:
                 write(file)
             fresh.replace(path)
+            self._wrote = True
         except OSError as error:
-            self.problem = (
+            self._problem = (
                 f"Not all could be kept in the cache folder '{self.folder}': {error.strerror or error}."
             )
         finally:

@@ -50,7 +50,13 @@ class Memory:
     def number(
         self, kind: str, replaced: Replacements, make: Callable[[], dict[str, float]]
     ) -> dict[str, float]:
-        """Return figures of a model with replacements; made now when they are not known."""
+        """Return figures of a model with replacements; made now when they are not known.
+
+        A kind that names a function of the user, ``package.module:function``, is not kept: the name does not
+        say what it computes.
+        """
+        if ":" in kind:
+            return make()
         key = {**self._base, "replaced": contents(replaced)}
         known = self._cache.get(kind, key)
         if known is None:

@@ -78,7 +78,7 @@ def test_without_a_folder_nothing_is_kept_and_nothing_fails():
     off = Cache(None)
     put_both(off)
     off.prune(0)
-    assert (get_both(off), off.foreign("latency"), off.problem) == ((None, None), False, "")
+    assert (get_both(off), off.settle()) == ((None, None), [])
 
 
 @pytest.mark.parametrize("key", [{"x": float("nan")}, {"x": float("inf")}, {"x": np.float32(1)}])
@@ -115,13 +115,17 @@ def test_a_file_that_was_cut_off_is_removed_and_made_anew(tmp_path_factory, put,
     assert get("latency", KEY).keys() == value.keys()
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b'{"machine": 3}', b"\x80\x04K\x01."])
-def test_a_file_of_something_else_is_not_served(cache, content):
-    cache.put("latency", KEY, VALUE)
-    only_file(cache).write_bytes(content)
-    assert cache.get("latency", KEY) is None
-    cache.put("latency", KEY, VALUE)
-    assert cache.get("latency", KEY) == VALUE
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"{}", b'{"machine": 3}', b"\x80\x04K\x01.", b"some text", b"\xff" * 500]
+)
+def test_a_file_of_something_else_is_not_served_and_made_anew(cache, content):
+    put_both(cache)
+    for path in [path for path in cache.folder.rglob("*") if path.is_file()]:
+        path.write_bytes(content)
+    assert get_both(cache) == (None, None)
+    put_both(cache)
+    assert None not in get_both(cache)
+    assert cache.settle() == []
 
 
 def test_pickled_arrays_are_not_read(cache):
@@ -141,20 +145,25 @@ def test_a_file_of_another_format_is_ignored_even_in_place_of_ours(cache, monkey
     assert newer._machine != old
 
 
-def test_values_of_another_machine_are_ignored_and_can_be_told_of(cache):
-    there = Cache(cache.folder, {**fingerprint(), "cpu": "another"})
+@pytest.mark.parametrize("other", [{"cpu": "another"}, {"onnxruntime": "1.0"}, {"onnxdecomp": "0"}], ids=str)
+def test_values_of_another_machine_or_version_are_ignored_and_told_of_once(cache, other):
+    there = Cache(cache.folder, {**fingerprint(), **other})
     put_both(there)
-    assert get_both(cache) == (None, None)
-    assert (cache.foreign("latency"), cache.foreign("analysis")) == (True, False)
-    assert (there.foreign("latency"), cache.foreign("latency")) == (False, True)
-
-
-def test_values_of_other_versions_are_foreign(cache):
-    old = Cache(cache.folder, {**fingerprint(), "onnxruntime": "1.0"})
-    put_both(old)
+    there.put("latency", ("not asked for",), VALUE)
+    assert get_both(cache) == get_both(cache) == (None, None)
+    (note,) = cache.settle()
+    assert "of another machine or of other versions" in note
+    assert "2 entries were ignored and measured anew" in note
+    assert cache.settle() == []
     put_both(cache)
-    assert cache.foreign("latency")
-    assert cache.get("latency", KEY) == VALUE
+    assert None not in get_both(cache)
+    assert (cache.settle(), there.settle()) == ([], [])
+
+
+def test_what_nobody_made_is_not_told_of(cache):
+    put_both(Cache(cache.folder, {**fingerprint(), "cpu": "another"}))
+    assert cache.get("latency", ("new",)) is None
+    assert cache.settle() == []
 
 
 @pytest.mark.parametrize("name", ["cpu", "instruction_set", "onnxruntime", "onnxdecomp", "numpy"])
@@ -162,15 +171,47 @@ def test_the_fingerprint_names_processor_and_versions(name):
     assert fingerprint()[name]
 
 
-def test_pruning_removes_what_was_not_used_for_longest(cache):
-    for number in range(4):
+def aged(cache, n_values=4):
+    """Put values, the first of them longest ago, and return their files."""
+    for number in range(n_values):
         cache.put("latency", (number,), VALUE)
-    files = {number: cache._path("latency", (number,), "json") for number in range(4)}
-    for number, path in files.items():
+    files = [cache._path("latency", (number,), "json") for number in range(n_values)]
+    for number, path in enumerate(files):
         os.utime(path, (number, number))
+    return files
+
+
+def test_pruning_removes_what_was_not_used_for_longest(cache):
+    files = aged(cache)
     cache.get("latency", (0,))  # used just now, although it is the oldest
-    cache.prune(2 * files[0].stat().st_size)
-    assert [number for number, path in files.items() if path.exists()] == [0, 3]
+    cache.prune(2 * module.BLOCK_BYTES)
+    assert [path.exists() for path in files] == [True, False, False, True]
+
+
+def test_a_use_that_wrote_something_ends_with_the_folder_within_its_limit(cache, monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 2 * module.BLOCK_BYTES)
+    files = aged(cache)
+    cache.settle()
+    assert [path.exists() for path in files] == [False, False, True, True]
+
+
+def test_a_use_that_wrote_nothing_does_not_look_at_the_folder(cache, monkeypatch):
+    put_both(cache)
+    cache.settle()
+    monkeypatch.setattr(Cache, "prune", None)
+    get_both(cache)
+    assert cache.settle() == []
+
+
+@pytest.mark.parametrize("name", ["a/b/model.onnx", "a/b/c.json", f"{'0' * 40}/b/notes.json", "x.npz"])
+def test_pruning_leaves_what_is_not_ours(cache, name):
+    put_both(cache)
+    theirs = cache.folder / name
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.touch()
+    cache.prune(0)
+    assert theirs.exists()
+    assert get_both(cache) == (None, None)
 
 
 def test_pruning_a_cache_that_is_small_enough_removes_nothing(cache):
@@ -182,7 +223,7 @@ def test_pruning_a_cache_that_is_small_enough_removes_nothing(cache):
 def test_pruning_removes_what_a_dead_process_left_half_written(cache):
     put_both(cache)
     folder = cache._path("latency", KEY, "json").parent
-    dead, alive = folder / "a.tmp", folder / "b.tmp"
+    dead, alive = (folder / f"{digit * 40}.tmp" for digit in "ab")
     for path in (dead, alive):
         path.touch()
     os.utime(dead, (0, 0))
@@ -196,7 +237,32 @@ def test_a_folder_that_cannot_be_written_is_a_problem_and_no_error(tmp_path):
     put_both(cache)
     cache.prune(0)
     assert get_both(cache) == (None, None)
-    assert "Not all could be kept in the cache folder" in cache.problem
+    (note,) = cache.settle()
+    assert "Not all could be kept in the cache folder" in note
+
+
+def test_a_folder_that_may_only_be_read_serves_and_is_told_of(cache, monkeypatch):
+    put_both(cache)
+    cache.settle()
+
+    def read_only(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module.Path, "mkdir", read_only)
+    monkeypatch.setattr(module.os, "utime", read_only)
+    cache.put("latency", ("new",), VALUE)
+    assert None not in get_both(cache)
+    assert cache.settle() == [
+        f"Not all could be kept in the cache folder '{cache.folder}': Permission denied."
+    ]
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_of(cache):
+    cache._path("latency", KEY, "json").mkdir(parents=True)
+    cache._path("latency", KEY, "npz").mkdir()
+    put_both(cache)
+    assert get_both(cache) == (None, None)
+    assert "Not all could be kept" in cache.settle()[0]
 
 
 def test_a_failed_write_leaves_the_old_value_and_no_rubbish(cache, monkeypatch):
@@ -209,7 +275,8 @@ def test_a_failed_write_leaves_the_old_value_and_no_rubbish(cache, monkeypatch):
     monkeypatch.setattr(module.np, "savez", full_disk)
     cache.put_arrays("weights", KEY, {"h": np.zeros(3)})
     assert_same_arrays(cache.get_arrays("weights", KEY), ARRAYS)
-    assert (only_file(cache).suffix, cache.problem.endswith("No space left on device.")) == (".npz", True)
+    assert only_file(cache).suffix == ".npz"
+    assert cache.settle()[0].endswith("No space left on device.")
 
 
 WRITER = """

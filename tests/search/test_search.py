@@ -1,5 +1,8 @@
 """Conversions that choose with data: budgets are kept, targets reached, and reasons given."""
 
+import importlib
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -145,6 +148,57 @@ def test_a_second_search_looks_up_what_the_first_one_measured(monkeypatch, model
     )
     convert(model, tmp_path / "out.onnx", calibration=calibration, cache=str(tmp_path / "cache"))
     assert len(runs) <= 5  # the original on two parts, and confirmations
+
+
+def damaged(folder):
+    """Overwrite every file of a cache with something else."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"something else")
+
+
+def test_a_broken_cache_is_rebuilt_without_a_word(model, calibration, tmp_path):
+    cache, reports = tmp_path / "cache", []
+    for change in (lambda: None, lambda: damaged(cache), lambda: None):
+        change()
+        reports.append(convert(model, None, calibration=calibration, cache=str(cache), max_drop=0.2))
+    assert reports[0].proto == reports[1].proto == reports[2].proto
+    assert [report.notes for report in reports] == [reports[0].notes] * 3
+    assert not any(path.read_bytes() == b"something else" for path in cache.rglob("*.*"))
+
+
+def test_a_cache_of_another_machine_is_ignored_with_one_note(model, calibration, tmp_path):
+    cache = tmp_path / "cache"
+    convert(model, None, calibration=calibration, cache=str(cache), max_drop=0.2)
+    (machine,) = cache.iterdir()
+    machine.rename(cache / ("0" * 40))
+    notes = [
+        [
+            note
+            for note in convert(model, None, calibration=calibration, cache=str(cache), max_drop=0.2).notes
+            if "entries were ignored and measured anew" in note
+        ]
+        for _ in range(2)
+    ]
+    assert [len(found) for found in notes] == [1, 0]
+
+
+def test_a_cache_that_cannot_be_written_is_told_of_and_nothing_else(model, calibration, tmp_path):
+    (tmp_path / "cache").touch()
+    report = convert(model, None, calibration=calibration, cache=str(tmp_path / "cache"), max_drop=0.2)
+    assert sum("Not all could be kept in the cache folder" in note for note in report.notes) == 1
+
+
+def test_a_metric_of_the_user_is_computed_anew_when_it_changes(model, calibration, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    scores = []
+    for share in ("1.0", "0.0"):
+        body = f"return 1.0 - {share} * float(abs(outputs['y'] - reference['y']).max() > 0)"
+        (tmp_path / f"own{share[0]}.py").write_text(f"def score(outputs, labels, reference):\n    {body}\n")
+        monkeypatch.setitem(sys.modules, "own", importlib.import_module(f"own{share[0]}"))
+        options = {"metric": "own:score", "max_drop": 0.5, "cache": str(tmp_path / "cache")}
+        scores.append(bool(convert(model, None, calibration=calibration, **options).decomposed))
+    assert scores == [False, True]
 
 
 @pytest.mark.parametrize("without", ["whitening", "refit", "bias", "asymmetric", "affine"])
