@@ -6,32 +6,45 @@ next one runs: no activation outlives its batch.
 Memory: the sums of a layer take ``8 G D^2`` bytes, D being the values of one patch, and a product that is
 half as large comes on top while it is added. The sums of the layers of one pass stay below a limit, the
 tensors of one batch below an eighth of it (unless a single sample has more), and at most a few hundred
-patches of each layer are held. What onnxruntime itself takes to run a batch comes on top.
+patches of each layer are held. What onnxruntime itself takes to run a batch comes on top. With several jobs
+up to four batches are there at once.
+
+Batches are summed up in their order and each is run on one thread, as is BLAS, so that every number of jobs
+gives the same moments, bit for bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from threadpoolctl import threadpool_limits
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.layer import Layer, StepSpec
+from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.patches import PatchSums, PlaceSampler, Reader
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
 from onnxdecomp.weights.moments import Moments, PairMoments
 
+T = TypeVar("T")
+
 MAX_BATCH = 32
 """Samples run at once where memory and the model allow it."""
 
 ACTIVATION_SHARE = 8
 """The tensors gathered from one batch take at most one part in so many of the limit of the sums."""
+
+MAX_AHEAD = 3
+"""Batches run side by side at most, whatever the number of jobs, for the memory they take."""
 
 MIN_ROWS, MAX_ROWS, ROWS_PER_VALUE = 4096, 24_000, 8
 """Patches looked at: this many per value of a patch, within these bounds."""
@@ -45,7 +58,7 @@ def gather_moments(
     groups: Sequence[LayerGroup],
     samples: Mapping[str, Array],
     *,
-    threads: int = 1,
+    jobs: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> dict[str, Moments]:
@@ -61,7 +74,7 @@ def gather_moments(
         model: The model or its path; not modified.
         groups: Layers of that model.
         samples: As `load_samples` returns them.
-        threads: Threads inside an operator.
+        jobs: Batches run side by side.
         seed: Seed of the positions drawn.
         max_bytes: Limit of the sums of one pass; the samples are run as often as that takes.
 
@@ -73,7 +86,7 @@ def gather_moments(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot load the model or run it on the samples.
     """
-    return dict(stream_moments(model, groups, samples, threads=threads, seed=seed, max_bytes=max_bytes))
+    return dict(stream_moments(model, groups, samples, jobs=jobs, seed=seed, max_bytes=max_bytes))
 
 
 def stream_moments(
@@ -81,7 +94,7 @@ def stream_moments(
     groups: Sequence[LayerGroup],
     samples: Mapping[str, Array],
     *,
-    threads: int = 1,
+    jobs: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[tuple[str, Moments]]:
@@ -92,12 +105,11 @@ def stream_moments(
     proto = read_proto(model)
     for members in _passes(groups, max_bytes):
         names = [site.data for group in members for site in _main_sites(group)]
-        session = open_outputs(model, names, threads=threads)
+        session = open_outputs(model, names)
         feeds = _sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
         n_samples = sum(_n_samples(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples) for group in members]
-        for feed in feeds:
-            tensors = run(session, feed)
+        for feed, tensors in _run(partial(run, session), feeds, jobs):
             for one in gathering:
                 one.add(tensors, _n_samples(feed))
         del session, tensors
@@ -116,7 +128,7 @@ def pair_moments(
     step: StepSpec,
     samples: Mapping[str, Array],
     *,
-    threads: int = 1,
+    jobs: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> PairMoments | None:
@@ -134,7 +146,7 @@ def pair_moments(
         layer: The layer.
         step: The last step of the chain.
         samples: As `load_samples` returns them.
-        threads: Threads inside an operator.
+        jobs: Batches run side by side.
         seed: Seed of the places drawn.
         max_bytes: The sums may take half of it.
 
@@ -149,15 +161,18 @@ def pair_moments(
     if 8 * size * (group * size + n_outputs) > max_bytes // 2:
         return None
     folder = original.parent if isinstance(original, Path) else None
-    before = open_outputs(original, [y for y, _ in tensors], threads=threads)
-    after = open_outputs(rewritten, [z for _, z in tensors], threads=threads, folder=folder)
+    before = open_outputs(original, [y for y, _ in tensors])
+    after = open_outputs(rewritten, [z for _, z in tensors], folder=folder)
     feeds = _sized_feeds([before, after], samples, read_proto(original), max_bytes // ACTIVATION_SHARE)
     total = sum(_n_samples(feed) for feed in feeds)
     samplers = _samplers(layer, len(tensors), size, seed, total)
     reader = Reader(step, columns=layer.weight_on_left)
     sums = PatchSums(group, size, n_outputs)
-    for feed in feeds:
-        outputs, inputs = run(before, feed), run(after, feed)
+
+    def run_both(feed: Feeds) -> tuple[Feeds, Feeds]:
+        return run(before, feed), run(after, feed)
+
+    for feed, (outputs, inputs) in _run(run_both, feeds, jobs):
         for (y, z), sampler in zip(tensors, samplers, strict=True):
             for places in sampler.draw(reader.shape(inputs[z]), _n_samples(feed)):
                 sums.add(reader.patches(inputs[z], places), reader.outputs(outputs[y], places))
@@ -190,6 +205,12 @@ class _Gathering:
         for name, reader, sampler in self.sites:
             for places in sampler.draw(reader.shape(tensors[name]), n_samples):
                 self.sums.add(reader.patches(tensors[name], places))
+
+
+def _run(function: Callable[[Feeds], T], feeds: Sequence[Feeds], jobs: int) -> Iterator[tuple[Feeds, T]]:
+    """Yield each feed with what a function makes of it; meanwhile BLAS has one thread."""
+    with threadpool_limits(1, "blas"):
+        yield from zip(feeds, in_order(function, feeds, min(jobs, MAX_AHEAD)), strict=True)
 
 
 def _samplers(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:

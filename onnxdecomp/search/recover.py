@@ -57,7 +57,7 @@ def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Repl
             replacement.group.layer,
             replacement.chain.specs[-1],
             trials.recovery_samples,
-            threads=trials.threads,
+            jobs=trials.jobs,
         )
         if pair is not None:
             current[key] = _solved(step, current[key], pair)

@@ -60,8 +60,9 @@ def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Tria
         UsageError: The samples or the metric do not fit the model.
     """
     parts = read_parts(config, read_proto(model.path or model.proto))
-    settings = {"seed": config.seed, "threads": config.threads}
-    memory = Memory(open_cache(config.cache), model, (parts.fit, parts.choose, parts.confirm), settings)
+    memory = Memory(
+        open_cache(config.cache), model, (parts.fit, parts.choose, parts.confirm), {"seed": config.seed}
+    )
     n_macs = sum(site.layer.n_macs or 0 for target in targets for site in target.group.sites)
     return Trials(model, parts, config.metric, config.threads, memory, n_macs=n_macs, jobs=_n_jobs(config))
 
@@ -69,7 +70,7 @@ def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Tria
 def gathered(model: Model, targets: Sequence[Target], trials: Trials, config: Config) -> dict[str, Moments]:
     """Return the moments of the layers' inputs on the samples to fit to, by key."""
     gather = partial(
-        gather_moments, trials.original, samples=trials.fit_samples, threads=config.threads, seed=config.seed
+        gather_moments, trials.original, samples=trials.fit_samples, jobs=trials.jobs, seed=config.seed
     )
     return trials.memory.moments([target.group for target in targets if not target.reason], gather)
 

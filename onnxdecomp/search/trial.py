@@ -43,7 +43,7 @@ class Trials:
         model: The model as it was read.
         parts: The samples.
         metric_name: Name of the metric; None takes the one that suits labels and outputs.
-        threads: Threads inside an operator where something is timed or moments are gathered.
+        threads: Threads inside an operator where something is timed.
         memory: Keeps what was measured, for the next search of the same model on the same samples.
         n_macs: Multiply-accumulates of the original on one sample.
         jobs: Batches that are run side by side where nothing is timed, each on one thread.
@@ -63,7 +63,7 @@ class Trials:
         n_macs: int,
         jobs: int = 1,
     ) -> None:
-        self._model, self.threads, self._jobs = model, threads, jobs
+        self._model, self.threads, self.jobs = model, threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
         reference = self._run(self.original, parts.choose)
@@ -136,7 +136,7 @@ class Trials:
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         inputs = {name: array for name, array in samples.items() if name != LABELS}
-        outputs = outputs_over(model, inputs, batch=BATCH, jobs=self._jobs)
+        outputs = outputs_over(model, inputs, batch=BATCH, jobs=self.jobs)
         if self.watch is not None:
             self.watch()
         return outputs

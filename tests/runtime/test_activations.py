@@ -314,6 +314,18 @@ def test_the_batch_does_not_matter(model, samples, monkeypatch, max_batch, min_r
     assert_same_moments(gather(model, samples), expected, **CLOSE)
 
 
+def test_the_number_of_jobs_changes_no_bit(model, samples, monkeypatch):
+    monkeypatch.setattr(activations, "MAX_BATCH", 3)
+    (c2,) = (group for group in groups_of(model) if group.layer.key == "c2")
+
+    def sums(jobs):
+        moments = gather(model, samples, jobs=jobs)
+        pair = pair_moments(model, model, [("c2", "r1")], c2.layer, c2.layer.spec, samples, jobs=jobs)
+        return [moments[key].second.tobytes() for key in sorted(moments)] + [pair.cross_yz.tobytes()]
+
+    assert sums(1) == sums(2) == sums(5)
+
+
 @pytest.mark.parametrize(("max_mib", "largest"), [(1, 1), (2, 3), (64, 20)])
 def test_tensors_of_one_batch_take_a_share_of_the_limit(model, samples, monkeypatch, max_mib, largest):
     batches = []
