@@ -79,7 +79,9 @@ def batches(
         raise UsageError(f"The model takes batches of {step} samples and there are {n_samples}.")
     for start in range(0, n_samples, step):
         if not (fixed and not whole and start + step > n_samples):
-            yield {n: samples[n][start] if n in whole else samples[n][start : start + step] for n in specs}
+            yield {
+                n: samples[n][start, ...] if n in whole else samples[n][start : start + step] for n in specs
+            }
 
 
 def load_function(reference: str) -> Any:

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.samples import batches, load_function, load_samples
+from onnxdecomp.runtime.session import open_session, run
 from tests.graph.models import normal, parse
 
 IMAGES = parse("g (float[N, 3, 4, 4] image) => (float[N, 48] y) { y = Flatten(image) }")
@@ -161,6 +163,25 @@ def test_an_input_without_a_batch_on_its_first_axis_gets_one_entry_at_a_time(wri
         "state": (2, 1, 3),
         "rate": (),
     }
+
+
+def test_an_input_of_a_single_number_or_word_is_an_array_too():
+    model = parse(
+        "g (float[N, 4] x, float scale, string word) => (float[N, 4] y, string z)"
+        " { y = Mul(x, scale) z = Identity(word) }"
+    )
+    words = np.array(["a", "b", "c"], object)
+    samples = {"x": np.ones((3, 4), np.float32), "scale": np.float32([1, 2, 3]), "word": words}
+    feeds = list(batches(samples, model))
+    assert [[array.shape for array in feed.values()] for feed in feeds] == [[(1, 4), (), ()]] * 3
+    outputs = [run(open_session(model), feed) for feed in feeds]
+    assert [float(output["y"].mean()) for output in outputs] == [1, 2, 3]
+
+
+def test_scalar_inputs_can_be_run_over_all_samples():
+    model = parse("g (float[N, 4] x, float scale) => (float[N, 4] y) { y = Mul(x, scale) }")
+    samples = {"x": np.ones((3, 4), np.float32), "scale": np.float32([1, 2, 3])}
+    assert outputs_over(model, samples)["y"][:, 0].tolist() == [1, 2, 3]
 
 
 def test_one_complete_feed_is_passed_on():
