@@ -23,7 +23,7 @@ from onnxdecomp.weights.fit import FITS, SHRUNK, Fit
 from onnxdecomp.weights.moments import Moments
 from onnxdecomp.weights.refit import patch_size
 
-MIN_SHARED_MACS = 20_000_000
+MIN_SHARED_MACS = 50_000_000
 """Less work than this takes no longer than starting workers: multiply-accumulates of all weights, each laid
 on the moment of its input once. Counted and not timed, since it must not change anything but the time."""
 
