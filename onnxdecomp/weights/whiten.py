@@ -87,10 +87,10 @@ def _seen(layer: Layer, moment: Moment, axes: tuple[int, ...]) -> Moment:
 
 def whitened(layer: Layer, weight: FloatArray, root: Root) -> FloatArray:
     """Return ``W S``: a weight ``(O, I/G, *K)`` of the same shape in float64."""
-    return _times(layer, np.asarray(weight, np.float64), root.root, root.axes)
+    return times(layer, np.asarray(weight, np.float64), root.root, root.axes)
 
 
-def _times(layer: Layer, weight: FloatArray, factor: Moment, axes: tuple[int, ...]) -> FloatArray:
+def times(layer: Layer, weight: FloatArray, factor: Moment, axes: tuple[int, ...]) -> FloatArray:
     """Multiply the channels and `axes` of a weight ``(G M, I/G, *k)`` by ``(G, I/G ka, I/G ka)``."""
     n_axes = weight.ndim - 2
     blocks = weight.reshape(layer.group, -1, *weight.shape[1:])  # (G, M, I/G, *k)
@@ -128,4 +128,4 @@ class WhitenedAnalysis(Analysis):
     def weights(self, ranks: Ranks) -> list[FloatArray]:
         """Return the factors, the root undone in the first."""
         first, *others = self._inner.weights(ranks)
-        return [_times(self._layer, first, self._root.inverse, self._root.axes), *others]
+        return [times(self._layer, first, self._root.inverse, self._root.axes), *others]
