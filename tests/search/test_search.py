@@ -130,10 +130,12 @@ def test_what_is_not_faster_is_kept_and_the_output_is_the_original(monkeypatch, 
     assert any("no low-rank slack" in note for note in report.notes)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_cache_changes_nothing(model, calibration, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_neither_cache_nor_jobs_change_them(
+    model, calibration, tmp_path
+):
     written = []
-    for cache in ("none", str(tmp_path / "cache"), str(tmp_path / "cache")):
-        convert(model, tmp_path / "out.onnx", calibration=calibration, cache=cache, max_drop=0.2)
+    for jobs, cache in ((1, "none"), (3, str(tmp_path / "cache")), (2, str(tmp_path / "cache"))):
+        convert(model, tmp_path / "out.onnx", calibration=calibration, cache=cache, max_drop=0.2, jobs=jobs)
         written.append((tmp_path / "out.onnx").read_bytes())
     assert written[0] == written[1] == written[2]
 
