@@ -272,3 +272,44 @@ def test_help_imports_none_of_the_heavy_packages(arguments):
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+IMAGES = np.random.default_rng(3).standard_normal((32, 16, 12, 12)).astype(np.float32)
+LABELS = np.arange(32) % 24
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "message"),
+    [
+        ({"y": IMAGES}, [], "unknown input in x.npz 'y':"),
+        ({"x": IMAGES[:, :, :5]}, [], "has shape (32, 16, 5, 12), samples on axis 0, and the model takes"),
+        ({"x": IMAGES.astype(complex)}, [], "is complex128, and the model takes float32: give it as float32"),
+        (
+            {"x": IMAGES[:5]},
+            ["--max-drop", "0.1"],
+            "has 5 samples, too few to fit to or to measure on: give 16",
+        ),
+        ({"x": np.where(IMAGES > 4, np.nan, IMAGES)}, [], "leave these samples out"),
+        ({"x": IMAGES[:0]}, [], "has no samples: give one or more"),
+        ({"x": IMAGES, "labels": LABELS[:9]}, ["--eval", "x.npz"], "samples: x 32, labels 9. Give as many"),
+        ({"x": IMAGES, "labels": LABELS + 90}, ["--eval", "x.npz"], "Labels go up to 113, and output 'y'"),
+        ({"x": IMAGES, "labels": np.eye(32)}, ["--eval", "x.npz"], "top1 takes the number of the class"),
+        ({"x": IMAGES}, ["--metric", "top1"], "needs an array 'labels' beside the inputs: give such a file"),
+        ({"x": IMAGES}, ["--metric", "os.path:join"], "Metric os.path:join failed with TypeError"),
+        ({"x": IMAGES}, ["--metric", "os.path:nope"], "does not name a function as package.module:function"),
+    ],
+)
+def test_samples_that_do_not_fit_end_with_one_sentence(folder, samples, options, message):
+    np.savez("x.npz", **samples)
+    result = call("convert", "in.onnx", "out.onnx", "--calibration", "x.npz", *options)
+    assert_one_sentence(result, BAD_USE, message)
+    assert files(folder) == ["in.onnx", "x.npz"]
+
+
+def test_a_budget_that_cannot_be_met_has_its_own_exit_code_and_writes_nothing(folder):
+    np.savez("x.npz", x=IMAGES)
+    options = ["--calibration", "x.npz", "--rank", "4", "--metric", "sqnr", "--max-drop", "1e-9"]
+    result = call("convert", "in.onnx", "out.onnx", *options)
+    assert_one_sentence(result, BUDGET, "of sqnr, more than --max-drop 1e-09")
+    assert files(folder) == ["in.onnx", "x.npz"]
+    assert call("convert", "in.onnx", "out.onnx", *options, "--force").exit_code == WRITTEN

@@ -49,10 +49,35 @@ def metric(name: str) -> Metric:
         UsageError: There is no such metric.
     """
     if ":" in name:
-        return Metric(name, load_function(name))
+        return Metric(name, _own(name, load_function(name)))
     if name not in METRICS:
         raise unknown_name("metric", name, METRICS)
     return METRICS[name]
+
+
+def _own(name: str, function: Score) -> Score:
+    """Return a function of the user whose exceptions become a sentence."""
+
+    def score(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+        try:
+            return function(outputs, labels, reference)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"Metric {name} failed with {type(error).__name__}: {error}. It is called with the outputs "
+                "by name, the labels or None, and the outputs of the original, and has to return a number."
+            ) from error
+
+    return score
+
+
+def labels_missing(name: str) -> UsageError:
+    """Return the error for a metric that compares with labels where there are none."""
+    return UsageError(
+        f"Metric {name} needs an array '{LABELS}' beside the inputs: give such a file with --eval, or choose "
+        "agreement, which compares with the original's choices."
+    )
 
 
 def outputs_over(
@@ -103,7 +128,7 @@ def evaluate(
     """
     labels = samples.get(LABELS)
     if measure.needs_labels and labels is None:
-        raise UsageError(f"Metric {measure.name} needs an array '{LABELS}' beside the inputs.")
+        raise labels_missing(measure.name)
     outputs = outputs_over(model, samples, threads=threads, batch=batch)
     if labels is not None:
         labels = labels[: len(_first(outputs))]  # the last samples may not have filled a fixed batch
@@ -113,10 +138,13 @@ def evaluate(
 def top1(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
     """Return the share of samples whose largest entry of the first output is at the label."""
     if labels is None:
-        raise UsageError(f"Metric top1 needs an array '{LABELS}' beside the inputs.")
+        raise labels_missing("top1")
     chosen = _classes(outputs)
     if chosen.shape != labels.shape:
-        raise UsageError(f"Metric top1 has {chosen.shape} classes for {labels.shape} labels.")
+        raise UsageError(
+            f"Labels of shape {labels.shape} do not fit the model's {chosen.shape} choices: top1 takes the "
+            "number of the class of each."
+        )
     return float(np.mean(chosen == labels))
 
 

@@ -21,8 +21,7 @@ from onnxdecomp.runtime.divergence import (
     looks_like_class_scores,
     noise_over_signal,
 )
-from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs
-from onnxdecomp.runtime.samples import LABELS
+from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs, labels_missing
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
@@ -127,7 +126,7 @@ class Judge:
             UsageError: The metric needs labels and there are none, or cannot compare these outputs.
         """
         if self._labels is None and self._measure.needs_labels:
-            raise UsageError(f"Metric {self._measure.name} needs an array '{LABELS}' beside the inputs.")
+            raise labels_missing(self._measure.name)
         if not self._built_in:
             return self._drop_of_whole(outputs)
         (name, theirs), ours = next(iter(self._reference.items())), first_output(outputs)

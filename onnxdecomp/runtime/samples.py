@@ -48,9 +48,12 @@ def load_samples(source: str | Path, model: onnx.ModelProto, *, labels: bool = F
         samples[LABELS] = arrays[LABELS]
     counts = {name: len(array) for name, array in samples.items()}
     if len(set(counts.values())) > 1:
-        raise UsageError(f"{source} has different numbers of samples: {_listed(counts)}.")
+        raise UsageError(
+            f"{source} has different numbers of samples: {_listed(counts)}. Give as many of each, in the "
+            "same order."
+        )
     if not all(counts.values()):
-        raise UsageError(f"{source} has no samples.")
+        raise UsageError(f"{source} has no samples: give one or more, better a few hundred.")
     return samples
 
 
@@ -106,13 +109,20 @@ def _read_arrays(source: str | Path) -> dict[str, Array]:
     if path.is_file():
         return _load(path)
     if ":" in str(source):
-        made = load_function(str(source))()
+        try:
+            made = load_function(str(source))()
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a function of the user raises
+            raise UsageError(
+                f"{source} failed with {type(error).__name__}: {error}. Mend it first."
+            ) from error
         if isinstance(made, Mapping):
             return {name: np.asarray(array) for name, array in made.items()}
         raise UsageError(
             f"{source} returned {type(made).__name__}, not a dictionary of arrays by input name."
         )
-    raise UsageError(f"{source} is neither a file, a folder nor package.module:function.")
+    raise UsageError(f"{source} is neither a file, a folder nor package.module:function: check the path.")
 
 
 def _only(path: Path) -> Array:
@@ -128,7 +138,10 @@ def _load(path: Path, *, single: bool = False) -> dict[str, Array]:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {n: loaded[n] for n in loaded.files}
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read as numpy arrays: {error}.") from error
+        reason = str(error).partition(". ")[0]  # numpy goes on with advice on unpickling
+        raise UsageError(
+            f"{path} cannot be read as numpy arrays: {reason}. Write it anew with numpy.savez."
+        ) from error
     if single != ("" in arrays):
         raise UsageError(
             f"{path} holds {'several arrays' if single else 'one array'}: write an .npz keyed by input name, "
@@ -143,7 +156,9 @@ def _fitting(array: Array, spec: InputSpec, source: str | Path) -> NDArray[Any]:
     if spec.dtype.kind == "O":
         array = array.astype(object) if array.dtype.kind in "US" else array
     if spec.dtype.kind != array.dtype.kind and not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        raise UsageError(f"{where} is {array.dtype}, and the model takes {spec.dtype}.")
+        raise UsageError(
+            f"{where} is {array.dtype}, and the model takes {spec.dtype}: give it as {spec.dtype}."
+        )
     shape = array.shape if array.ndim == len(spec.shape) else array.shape[1:]
     first = 1 if array.ndim == len(spec.shape) else 0
     fits = len(shape) == len(spec.shape) and all(
@@ -151,15 +166,21 @@ def _fitting(array: Array, spec: InputSpec, source: str | Path) -> NDArray[Any]:
     )
     if not fits or not array.ndim:
         raise UsageError(
-            f"{where} has shape {array.shape}, samples on axis 0, and the model takes {written(spec)}."
+            f"{where} has shape {array.shape}, samples on axis 0, and the model takes {written(spec)}: "
+            "prepare the samples as for the model itself, one after the other on axis 0."
         )
     if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
-        raise UsageError(f"{where} has values that are NaN or infinite.")
+        broken = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+        raise UsageError(
+            f"{where} has values that are NaN or infinite, in {len(broken)} of {len(array)} samples, the "
+            f"first of them number {broken[0]} counted from 0: leave these samples out."
+        )
     if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and array.size:
         info = np.iinfo(spec.dtype)
         if array.min() < info.min or array.max() > info.max:
             raise UsageError(
-                f"{where} has values from {array.min()} to {array.max()}, outside of {spec.dtype}."
+                f"{where} has values from {array.min()} to {array.max()}, outside of {spec.dtype}: prepare "
+                "the samples as for the model itself."
             )
     return array.astype(spec.dtype, copy=False)
 

@@ -141,3 +141,13 @@ def test_outputs_of_different_shapes_cannot_be_joined():
     model = parse(text, {"row": np.array([1, -1])})
     with pytest.raises(ModelError, match="'y' cannot be joined"):
         outputs_over(model, {"x": normal(5)}, batch=3)
+
+
+def fails(outputs, labels, reference):
+    return outputs["nothing"]
+
+
+def test_a_metric_of_the_user_that_fails_is_named_in_one_sentence():
+    own = metric(f"{__name__}:fails")
+    with pytest.raises(UsageError, match=r":fails failed with KeyError: 'nothing'. It is called with"):
+        own.score({}, None, {})

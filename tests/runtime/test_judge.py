@@ -296,7 +296,12 @@ def test_labels_of_another_length_are_refused(name, n_labels):
         ("top1", normal(4, 1), np.zeros(4, np.int64), "one number where metric top1 needs one for each"),
         ("agreement", normal(4, 1), None, "one number where metric agreement needs one for each"),
         ("top1", normal(4, 3), np.array([0, 1, 2, 3]), "Labels go up to 3, and .* 3 classes"),
-        ("top1", normal(4, 5, 3), np.zeros(4, np.int64), r"\(4, 5\) classes for \(4,\) labels"),
+        (
+            "top1",
+            normal(4, 5, 3),
+            np.zeros(4, np.int64),
+            r"Labels of shape \(4,\) do not fit the model's \(4, 5\)",
+        ),
         ("psnr", normal(4, 3), np.zeros(4), "4 true values for 12"),
         ("sqnr", np.array(["a", "b"]), None, "no tensor of numbers"),
         ("cosine", [{"a": 1.0}], None, "no tensor of numbers"),

@@ -48,6 +48,10 @@ def made_list() -> list:
     return []
 
 
+def made_nothing() -> dict:
+    raise KeyError("no data")
+
+
 def test_a_function_may_make_the_samples():
     assert load_samples(f"{__name__}:made_samples", IMAGES)["image"].shape == (7, 3, 4, 4)
 
@@ -86,7 +90,7 @@ SPOILT = np.where(np.arange(96).reshape(2, 3, 4, 4) == 50, np.nan, GOOD)
         ({"image": GOOD[:0]}, "no samples"),
         ({"image": np.array([["a"]])}, "is <U1, and the model takes float32"),
         ({"image": GOOD.astype(complex)}, "is complex128, and the model takes float32"),
-        ({"image": SPOILT}, "NaN or infinite"),
+        ({"image": SPOILT}, "NaN or infinite, in 1 of 2 samples, the first of them number 1 counted from 0"),
         ({"image": GOOD, "labels": np.arange(3)}, "different numbers of samples: image 2, labels 3"),
     ],
 )
@@ -116,6 +120,7 @@ def test_integers_are_not_made_of_what_does_not_fit(write, array, message):
         ("no_such_module:make", "no_such_module"),
         (f"{__name__}:no_such_function", "no_such_function"),
         (f"{__name__}:made_list", "not a dictionary"),
+        (f"{__name__}:made_nothing", "failed with KeyError: 'no data'. Mend it first"),
     ],
 )
 def test_a_source_that_is_not_there_is_named(source, message):
@@ -127,8 +132,9 @@ def test_a_source_that_is_not_there_is_named(source, message):
 def test_a_broken_file_is_named(tmp_path, content):
     path = tmp_path / "broken.npz"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"broken\.npz cannot be read"):
+    with pytest.raises(UsageError, match=r"broken\.npz cannot be read .* Write it anew") as raised:
         load_samples(path, IMAGES)
+    assert "pickle.load" not in str(raised.value)
 
 
 def test_a_single_array_has_no_input_name(tmp_path):
