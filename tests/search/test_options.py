@@ -13,7 +13,7 @@ from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.search import options, workers
 from onnxdecomp.search.options import LayerOptions, Subject, find_options
 from onnxdecomp.selection import new_study, plan_targets
-from onnxdecomp.weights.fit import FITS
+from onnxdecomp.weights.fit import FITS, WEIGHTS
 from tests.networks import network
 from tests.timers import by_macs, slow
 
@@ -62,15 +62,15 @@ def digest(found) -> str:
 
 def test_options_are_the_same_bits_for_any_number_of_jobs(monkeypatch, subjects, started):
     monkeypatch.setattr(options, "MIN_SHARED_MACS", 0)
-    digests = {digest(find_options(subjects, jobs=jobs)) for jobs in (1, 2, 3)}
+    digests = {digest(find_options(subjects[1:3], jobs=jobs)) for jobs in (1, 2, 3)}
     assert len(digests) == 1
     assert len(started) == 2 + 3
     assert all(process.returncode is not None for process in started)
 
 
 def test_little_work_starts_no_process(subjects, started):
-    found = find_options(subjects, jobs=2)
-    assert [set(layer.options) for layer in found] == [{fit.name for fit in FITS}] * len(subjects)
+    found = find_options(subjects[2:], jobs=2)
+    assert [set(layer.options) for layer in found] == [{fit.name for fit in FITS}] * 2
     assert not started
 
 
@@ -80,7 +80,7 @@ def test_each_layer_without_options_has_its_reason_in_its_place(monkeypatch, sub
         Subject(s.target, s.study, _constant(s.moments), s.bias) if s.study.layer.key == flat else s
         for s in subjects
     ]
-    found = find_options(dead, jobs=1)
+    found = find_options(dead, [WEIGHTS])
     assert [isinstance(one, LayerOptions) for one in found] == [True, False, True, True]
     assert "constant on the calibration samples" in found[1]
 
@@ -100,7 +100,7 @@ def test_progress_is_shown_stage_by_stage(subjects):
         seen.append((what, len(items)))
         return items
 
-    find_options(subjects, track=track)
+    find_options(subjects, [WEIGHTS], track=track)
     assert seen == [(what, len(subjects)) for what in ("factorizing", "timing", "fitting")]
 
 
