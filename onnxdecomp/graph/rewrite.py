@@ -8,9 +8,8 @@ used, and the nodes that only moved them, are dropped.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,15 +18,12 @@ from onnxdecomp.graph.emit import Wiring, chain_nodes, stored_weight
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import opset
-from onnxdecomp.graph.walk import walk
+from onnxdecomp.graph.names import MARK, as_input, fresh, graphs_by_scope, remove, taken_prefixes, used_names
 from onnxdecomp.graph.weights import Constant
 from onnxdecomp.methods.base import Chain, FloatArray
 
 _IR_WITHOUT_HIDDEN_CONSTANTS = 3
 """Up to this IR version an initializer has to be an input of the graph too."""
-
-_MARK = "/onnxdecomp/"
-"""Stands in every name we make, so that a prefix not used before makes it unique."""
 
 _OPSET_WITH_OPTIONAL_C = 11
 """From this operator set on a Gemm may do without its input C."""
@@ -57,7 +53,7 @@ class Rewriter:
         self._add_tensor = add_tensor
         self._opset = opset(model.proto)
         self._old_ir = model.proto.ir_version <= _IR_WITHOUT_HIDDEN_CONSTANTS
-        self._weight_prefixes = set(_taken_prefixes(model.proto))
+        self._weight_prefixes = set(taken_prefixes(model.proto))
         self._node_prefixes = set(self._weight_prefixes)
         self._edits: dict[str, _Edits] = {}
 
@@ -71,7 +67,7 @@ class Rewriter:
         """
         source = group.sites[0].weight
         home = "" if self._old_ir else source.scope.prefix
-        prefix = _fresh(source.origin.name, self._weight_prefixes) + _MARK
+        prefix = fresh(source.origin.name, self._weight_prefixes) + MARK
         names = []
         for index, (spec, weight) in enumerate(zip(chain.specs, chain.weights, strict=True)):
             names.append(f"{prefix}weight{index}")
@@ -93,14 +89,14 @@ class Rewriter:
         """Return the rewritten model; without replacements it equals the original."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._model.proto)
-        graphs = {"": proto.graph} | {place.scope: place.graph for place in walk(proto.graph)}
+        graphs = graphs_by_scope(proto)
         for prefix, edits in self._edits.items():
             _exchange_nodes(graphs[prefix], edits)
         for prefix, edits in self._edits.items():
             graph = graphs[prefix]
             graph.initializer.extend(edits.initializers)
             if self._old_ir:
-                graph.input.extend(_as_input(tensor) for tensor in edits.initializers)
+                graph.input.extend(as_input(tensor) for tensor in edits.initializers)
         # bodies first: a constant of an outer graph may be used up by a node inside
         for prefix in sorted(self._edits, key=len, reverse=True):
             _drop_unused(graphs[prefix], self._edits[prefix], inputs_too=self._old_ir)
@@ -110,7 +106,7 @@ class Rewriter:
         self, site: Site, chain: Chain, weights: tuple[str, ...], bias: str | None, zero: str | None
     ) -> None:
         original = site.place.proto
-        name = _fresh(original.name or original.output[0], self._node_prefixes)
+        name = fresh(original.name or original.output[0], self._node_prefixes)
         beta = 1.0 if bias else site.beta
         if bias is None and site.bias is not None:
             bias = site.bias.name
@@ -147,16 +143,6 @@ class Rewriter:
         self._edit(home).initializers.append(self._add_tensor(name, array, dtype))
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    """Return `name`, with a number behind it when it is taken, and take it."""
-    number, prefix = 1, name
-    while prefix in taken:
-        number += 1
-        prefix = f"{name}_{number}"
-    taken.add(prefix)
-    return prefix
-
-
 def _constants(site: Site) -> Iterator[Constant]:
     """Yield the constants that a replaced site no longer uses."""
     yield site.weight
@@ -174,7 +160,7 @@ def _exchange_nodes(graph: onnx.GraphProto, edits: _Edits) -> None:
 
 def _drop_unused(graph: onnx.GraphProto, edits: _Edits, *, inputs_too: bool) -> None:
     """Remove the constants of `edits` that nothing uses any more, and what else names them."""
-    used = Counter(_used_names(graph))
+    used = Counter(used_names(graph))
     dropped = set(edits.gone)
     for index in range(len(graph.node) - 1, -1, -1):
         node = graph.node[index]
@@ -184,57 +170,11 @@ def _drop_unused(graph: onnx.GraphProto, edits: _Edits, *, inputs_too: bool) -> 
             dropped |= own
             del graph.node[index]
     constants = {name for name in edits.maybe_unused if not used[name]}
-    _remove(graph.initializer, constants)
+    remove(graph.initializer, constants)
     dropped |= constants
     if inputs_too:
-        _remove(graph.input, constants)
-    _remove(graph.value_info, dropped)
+        remove(graph.input, constants)
+    remove(graph.value_info, dropped)
     for index in range(len(graph.quantization_annotation) - 1, -1, -1):
         if graph.quantization_annotation[index].tensor_name in dropped:
             del graph.quantization_annotation[index]
-
-
-def _remove(entries: Any, names: set[str]) -> None:
-    """Delete the entries of a repeated field that have one of the names."""
-    for index in range(len(entries) - 1, -1, -1):
-        if entries[index].name in names:
-            del entries[index]
-
-
-def _used_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield each use of a tensor in a graph and in the bodies inside it."""
-    yield from (output.name for output in graph.output)
-    bodies = {}
-    for place in walk(graph):
-        yield from place.node.input
-        bodies[place.scope] = place.graph
-    for scope, body in bodies.items():
-        if scope:
-            yield from (output.name for output in body.output)
-
-
-def _taken_prefixes(proto: onnx.ModelProto) -> Iterator[str]:
-    """Yield what stands before our mark in names of the model, which then was converted before."""
-    for name in _all_names(proto):
-        at = name.find(_MARK)
-        while at >= 0:
-            yield name[:at]
-            at = name.find(_MARK, at + 1)
-
-
-def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
-    """Yield the names of nodes and tensors in all scopes."""
-    graphs = {"": proto.graph}
-    for place in walk(proto.graph):
-        graphs[place.scope] = place.graph
-        yield place.node.name
-        yield from place.node.input
-        yield from place.node.output
-    for graph in graphs.values():
-        values: Iterable[onnx.ValueInfoProto | onnx.TensorProto]
-        values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
-        yield from (value.name for value in values)
-
-
-def _as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))

@@ -1,0 +1,78 @@
+"""Names in a model: ours are marked, unique, and found again; those nobody uses any more are dropped."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import onnx
+
+from onnxdecomp.graph.walk import walk
+
+MARK = "/onnxdecomp/"
+"""Stands in every name we make, so that a prefix not used before makes it unique."""
+
+
+def fresh(name: str, taken: set[str]) -> str:
+    """Return `name`, with a number behind it when it is taken, and take it."""
+    number, prefix = 1, name
+    while prefix in taken:
+        number += 1
+        prefix = f"{name}_{number}"
+    taken.add(prefix)
+    return prefix
+
+
+def taken_prefixes(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield what stands before our mark in names of the model, which then was converted before."""
+    for name in _all_names(proto):
+        at = name.find(MARK)
+        while at >= 0:
+            yield name[:at]
+            at = name.find(MARK, at + 1)
+
+
+def graphs_by_scope(proto: onnx.ModelProto) -> dict[str, onnx.GraphProto]:
+    """Return the main graph, as ``""``, and every body under its key prefix (`graph.walk`)."""
+    graphs = {"": proto.graph}
+    for place in walk(proto.graph):
+        for attribute in place.node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                graphs[f"{place.key}.{attribute.name}/"] = attribute.g
+            for number, body in enumerate(attribute.graphs):
+                graphs[f"{place.key}.{attribute.name}[{number}]/"] = body
+    return graphs
+
+
+def used_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield each use of a tensor in a graph and in the bodies inside it."""
+    yield from (output.name for output in graph.output)
+    bodies = {}
+    for place in walk(graph):
+        yield from place.node.input
+        bodies[place.scope] = place.graph
+    for scope, body in bodies.items():
+        if scope:
+            yield from (output.name for output in body.output)
+
+
+def remove(entries: Any, names: set[str]) -> None:
+    """Delete the entries of a repeated field that have one of the names."""
+    for index in range(len(entries) - 1, -1, -1):
+        if entries[index].name in names:
+            del entries[index]
+
+
+def as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """Return the graph input that a file of IR version 3 needs beside an initializer."""
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield the names of nodes and tensors in all scopes."""
+    for place in walk(proto.graph):
+        yield place.node.name
+        yield from place.node.input
+        yield from place.node.output
+    for graph in graphs_by_scope(proto).values():
+        values: Iterable[onnx.ValueInfoProto | onnx.TensorProto]
+        values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+        yield from (value.name for value in values)
