@@ -283,7 +283,7 @@ def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, con
         f"than --max-drop {found.budget:g}."
     )
     if not config.force:
-        raise BudgetError(f"{problem} Nothing was written; --force writes it.")
+        raise BudgetError(f"{problem} Nothing was written: allow more, or --force writes it.")
     report.notes.append(problem)
 
 

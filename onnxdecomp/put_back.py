@@ -154,6 +154,7 @@ def put_all_back(report: Report, config: Config) -> bool:
     Raises:
         BudgetError: So a target is not reached, and `force` is off.
     """
+    _check_latency(report, config)
     if report.latency is None or not puts_back(config):
         return False
     is_auto = _ranks(config) <= {"auto", "none"} or config.int8
@@ -175,6 +176,20 @@ def put_all_back(report: Report, config: Config) -> bool:
     report.latency = report.output_error = report.accuracy = None
     report.int8 = report.recovered = ()
     return True
+
+
+def _check_latency(report: Report, config: Config) -> None:
+    """Stop, or note where that is forced, when the clock does not show a latency that was to be reached."""
+    timing, target = report.latency, config.target_latency
+    if timing is None or target is None or timing.speedup_low <= 1.0 or 1 / timing.speedup_high <= target:
+        return
+    problem = (
+        f"--target-latency {target:g} is not reached: the converted model takes {1 / timing.speedup:.3f} of "
+        f"the original's time (quartiles {1 / timing.speedup_high:.3f} to {1 / timing.speedup_low:.3f})."
+    )
+    if not config.force:
+        raise BudgetError(f"{problem} Nothing was written: ask for less, or --force writes it.")
+    report.notes.append(problem)
 
 
 def kept(layer: LayerOutcome, reason: str) -> LayerOutcome:

@@ -27,6 +27,12 @@ from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache
 from onnxdecomp.weights.fit import FITS
 from onnxdecomp.weights.moments import Moments
 
+LATENCY_AIM = 0.95
+"""Share of a latency to be reached that the choice aims at: a run takes some time between its nodes too."""
+
+BARELY_FASTER = 0.999
+"""Cost over the original's of the choice that loses least of those that are faster."""
+
 NO_DATA = (
     "there are no moments of its input (it stands inside a body, met values that are not finite, or is too "
     "large), and only fitted layers are searched"
@@ -104,7 +110,9 @@ def search_network(
         in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
     ballot = ballots(track(layers, "weighing layers"), trials, cost_of(goal.target, in_place))
     with watched(trials, track, "searching"):
-        pick = _pick(Search(ballot, trials, _steps(config)), goal, in_place.total_ms, config)
+        search = Search(ballot, trials, _steps(config))
+        pick = _pick(search, goal, in_place.total_ms, config)
+        notes = [] if pick else [_no_slack(search, goal, trials)]
     decisions = [
         (target, _decision(target, layers, pick, reasons))
         if isinstance(target.policy, Fastest)
@@ -112,7 +120,7 @@ def search_network(
         for target in targets
     ]
     recovered = tuple(pick.recovered) if pick else ()
-    return Searched(decisions, recovered, _notes(goal, pick, trials))
+    return Searched(decisions, recovered, notes)
 
 
 def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accuracy:
@@ -180,8 +188,10 @@ def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick |
         return search.within_drop(goal.max_drop or 0.0)
     whole = total_ms if goal.target == "latency" else search.dense_cost
     rest = whole - search.dense_cost
-    budget = goal.share * whole - rest
-    pick = search.at_cost(budget, recovering=True)
+    aim = LATENCY_AIM if goal.target == "latency" else 1.0
+    pick = search.at_cost(aim * goal.share * whole - rest, recovering=True)
+    if pick is None and aim < 1.0:
+        pick = search.at_cost(goal.share * whole - rest, recovering=True)
     if pick is None:
         least = (search.least_cost + rest) / whole
         if not config.force:
@@ -193,14 +203,18 @@ def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick |
     return pick
 
 
-def _notes(goal: Goal, pick: Pick | None, trials: Trials) -> list[str]:
-    if pick is not None:
-        return []
-    return [
+def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
+    """Return what to say when everything is kept: the budget, and the least that a faster choice loses."""
+    mildest = search.at_cost(BARELY_FASTER * search.dense_cost)
+    reached = ""
+    if mildest is not None and mildest.replaced:
+        drop = mildest.drop
+        reached = f" The mildest one that is faster loses {drop.value:.3g} ± {drop.standard_error:.2g}."
+    return (
         f"This network has no low-rank slack at this budget: no choice that is faster loses at most "
-        f"{goal.max_drop:g} of {trials.metric.name} on {trials.parts.description}. More samples or a larger "
-        "--max-drop may help."
-    ]
+        f"{goal.max_drop:g} of {trials.metric.name} on {trials.parts.description}.{reached} More samples or "
+        "a larger --max-drop may help."
+    )
 
 
 def _decision(

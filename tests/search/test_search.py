@@ -1,6 +1,7 @@
 """Conversions that choose with data: budgets are kept, targets reached, and reasons given."""
 
 import importlib
+import re
 import sys
 
 import numpy as np
@@ -357,7 +358,29 @@ def test_a_layer_put_back_leaves_the_budget_kept(slow_in_place, model, calibrati
 def test_a_slow_chain_stays_where_the_others_need_it(monkeypatch, slow_in_place, model, calibration):
     slow_in_place("c1")
     monkeypatch.setattr("onnxdecomp.pipeline._keeps", lambda *args: False)
-    report = search(model, calibration, target_latency=0.3)
+    report = search(model, calibration, target_latency=0.3, force=True)
     assert report.recovered
     assert "c1" in {layer.key for layer in report.decomposed}
     assert any(note.startswith("The chains of c1 are slower in place") for note in report.notes)
+
+
+def test_a_budget_below_the_mildest_choice_is_said_with_what_that_loses(model, calibration):
+    report = search(model, calibration, metric="sqnr", max_drop=0.0)
+    (note,) = (note for note in report.notes if "no low-rank slack" in note)
+    lost = re.search(r"The mildest one that is faster loses (\S+) ±", note)
+    assert 0 < float(lost[1]) < 0.01
+    assert onnx.load(model.with_name("out.onnx")) == onnx.load(model)
+
+
+def test_a_latency_that_is_measured_to_be_missed_is_said_and_nothing_is_written(model, calibration):
+    problem = r"--target-latency 0\.4 is not reached: the converted model takes 0\.500 of the original's time"
+    with pytest.raises(BudgetError, match=problem + ".* Nothing was written"):
+        search(model, calibration, target_latency=0.4)
+    assert not model.with_name("out.onnx").exists()
+    forced = search(model, calibration, target_latency=0.4, force=True)
+    assert forced.decomposed
+    assert any(re.match(problem, note) for note in forced.notes)
+
+
+def test_a_latency_within_the_noise_of_its_target_is_reached(model, calibration):
+    assert search(model, calibration, target_latency=0.49).decomposed
