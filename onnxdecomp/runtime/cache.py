@@ -142,8 +142,8 @@ class Cache:
         notes = [self._problem] if self._problem else []
         if self._foreign:
             notes.append(
-                f"The cache folder '{self.folder}' is of another machine or of other versions of onnxruntime "
-                f"or onnxdecomp: {len(self._foreign)} entries were ignored and measured anew."
+                f"Cache of another machine, or of another version of onnxruntime or onnxdecomp, in "
+                f"'{self.folder}': {len(self._foreign)} entries ignored, measured anew."
             )
         self._problem, self._wrote = "", False
         self._foreign.clear()

@@ -152,8 +152,8 @@ def test_values_of_another_machine_or_version_are_ignored_and_told_of_once(cache
     there.put("latency", ("not asked for",), VALUE)
     assert get_both(cache) == get_both(cache) == (None, None)
     (note,) = cache.settle()
-    assert "of another machine or of other versions" in note
-    assert "2 entries were ignored and measured anew" in note
+    assert "Cache of another machine, or of another version" in note
+    assert "2 entries ignored, measured anew" in note
     assert cache.settle() == []
     put_both(cache)
     assert None not in get_both(cache)
