@@ -122,7 +122,9 @@ def convert(
     ] = False,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Leave out whitening | refit | bias | asymmetric | affine; may be repeated."),
+        typer.Option(
+            help="Leave out whitening | refit | joint | bias | relu | asymmetric | affine; may be repeated."
+        ),
     ] = None,
     shape: Shapes = None,
     verify: Annotated[

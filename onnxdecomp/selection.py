@@ -29,7 +29,7 @@ from onnxdecomp.runtime.observe import observe
 from onnxdecomp.runtime.samples import batches, load_samples
 from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.weights.fit import WEIGHTS, Data, default_fit
+from onnxdecomp.weights.fit import Data, default_fit
 from onnxdecomp.weights.moments import Moments
 
 OBSERVE_LIMIT_BYTES = 2**31
@@ -172,11 +172,7 @@ def decide(target: Target, config: Config, moments: Moments | None = None) -> De
     study = new_study(target, weight, config)
     bias = None if "bias" in config.without else target.group.known_bias()
     if moments is not None:
-        fit = default_fit(study.layer)
-        if "whitening" in config.without:
-            fit = WEIGHTS
-        if "refit" in config.without:
-            fit = fit.without_refit()
+        fit = default_fit(study.layer).without(config.without)
         study.data = Data.of(study.layer, weight, moments, fit, with_bias=bias is not None)
     try:
         choice = target.policy.choose(study)

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.layer import Layer, StepSpec
+from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.patches import PatchSums, PlaceSampler, Reader
@@ -160,14 +161,58 @@ def pair_moments(
     n_outputs, group, size = step.weight_shape[0], step.geometry.group, _patch_size(step)
     if 8 * size * (group * size + n_outputs) > max_bytes // 2:
         return None
+    sums = PatchSums(group, size, n_outputs)
+    for patches, outputs in _pairs(original, rewritten, tensors, layer, step, samples, jobs, seed, max_bytes):
+        sums.add(patches, outputs)
+    return sums.pair_moments()
+
+
+def pair_rows(
+    original: Model,
+    rewritten: Model,
+    tensors: Sequence[tuple[str, str]],
+    layer: Layer,
+    step: StepSpec,
+    samples: Mapping[str, Array],
+    *,
+    jobs: int = 1,
+    seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[FloatArray, FloatArray] | None:
+    """Return the patches ``(n, G, D)`` and outputs ``(n, O)`` themselves that `pair_moments` sums up.
+
+    Args, Raises: As `pair_moments`.
+
+    Returns:
+        None when they could take more than half of `max_bytes`, or when a value is not finite.
+    """
+    n_outputs, group, size = step.weight_shape[0], step.geometry.group, _patch_size(step)
+    if 4 * (_n_wanted(size) + len(tensors)) * (group * size + n_outputs) > max_bytes // 2:
+        return None
+    pairs = list(_pairs(original, rewritten, tensors, layer, step, samples, jobs, seed, max_bytes))
+    patches, outputs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return (patches, outputs) if np.isfinite(patches).all() and np.isfinite(outputs).all() else None
+
+
+def _pairs(
+    original: Model,
+    rewritten: Model,
+    tensors: Sequence[tuple[str, str]],
+    layer: Layer,
+    step: StepSpec,
+    samples: Mapping[str, Array],
+    jobs: int,
+    seed: int,
+    max_bytes: int,
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Yield patches ``(n, G, D)`` of the last step with the outputs ``(n, O)`` of the layer."""
     folder = original.parent if isinstance(original, Path) else None
     before = open_outputs(original, [y for y, _ in tensors])
     after = open_outputs(rewritten, [z for _, z in tensors], folder=folder)
     feeds = _sized_feeds([before, after], samples, read_proto(original), max_bytes // ACTIVATION_SHARE)
     total = sum(_n_samples(feed) for feed in feeds)
-    samplers = _samplers(layer, len(tensors), size, seed, total)
+    samplers = _samplers(layer, len(tensors), _patch_size(step), seed, total)
     reader = Reader(step, columns=layer.weight_on_left)
-    sums = PatchSums(group, size, n_outputs)
 
     def run_both(feed: Feeds) -> tuple[Feeds, Feeds]:
         return run(before, feed), run(after, feed)
@@ -175,8 +220,7 @@ def pair_moments(
     for feed, (outputs, inputs) in _run(run_both, feeds, jobs):
         for (y, z), sampler in zip(tensors, samplers, strict=True):
             for places in sampler.draw(reader.shape(inputs[z]), _n_samples(feed)):
-                sums.add(reader.patches(inputs[z], places), reader.outputs(outputs[y], places))
-    return sums.pair_moments()
+                yield reader.patches(inputs[z], places), reader.outputs(outputs[y], places)
 
 
 @dataclass(frozen=True)
@@ -215,8 +259,13 @@ def _run(function: Callable[[Feeds], T], feeds: Sequence[Feeds], jobs: int) -> I
 
 def _samplers(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:
     """Return what draws the places of each node that shares a weight, D being `size`."""
-    n_wanted = min(max(ROWS_PER_VALUE * size, MIN_ROWS), MAX_ROWS) / n_sites
+    n_wanted = _n_wanted(size) / n_sites
     return [PlaceSampler(seed, f"{layer.key}#{site}", n_wanted, n_samples) for site in range(n_sites)]
+
+
+def _n_wanted(size: int) -> int:
+    """Return how many patches of `size` values are looked at."""
+    return min(max(ROWS_PER_VALUE * size, MIN_ROWS), MAX_ROWS)
 
 
 def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[LayerGroup]]:

@@ -30,6 +30,9 @@ STRONGER_STEPS = 3
 STRONGER = 0.93
 """Cost of each of them over that of the one before."""
 
+SAME_DIVERGENCE = 1.05
+"""A divergence below this many times another one is about the same."""
+
 N_PROBES = 3
 """Options of each layer whose divergence is measured."""
 
@@ -196,11 +199,16 @@ class Search:
         return self._trials.confirmed(self._trials.build(pick.replaced))
 
     def _recovered(self, pick: Pick) -> Pick:
-        """Return a choice after the strongest recovery that moves its outputs nearer to the original's."""
+        """Return a choice after the strongest recovery that helps it.
+
+        That is one which moves the outputs nearer to the original's, or loses less without moving them much
+        further away: what a drop says in whole samples, the divergence says with less noise.
+        """
         for step in self._steps:
             changed = recover(step, pick.replaced, self._trials)
             drop, divergence = self._trials.compared(changed)
-            if divergence < pick.divergence:
+            loses_less = drop.value < pick.drop.value and divergence < SAME_DIVERGENCE * pick.divergence
+            if divergence < pick.divergence or loses_less:
                 return replace(pick, replaced=changed, drop=drop, divergence=divergence, recovered=[step])
         return pick
 

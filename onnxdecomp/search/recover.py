@@ -3,9 +3,10 @@
 Layer after layer, in the order of the model, the last step is solved so that the rewritten network gives on
 the calibration samples what the original gave there::
 
-    asymmetric   A z + b ~ y    the whole last step and its bias       Zhang et al. 2015
-    affine       a A z + b ~ y  a factor and the bias per channel      batch normalization, estimated again
-    bias         A z + b ~ y    the bias alone                         Nagel et al. 2019
+    relu         r(A z + b) ~ r(y)   as asymmetric, where a ReLU follows through it    Zhang et al. 2015
+    asymmetric   A z + b ~ y         the whole last step and its bias                  Zhang et al. 2015
+    affine       a A z + b ~ y       a factor and the bias per channel                 batch normalization
+    bias         A z + b ~ y         the bias alone                                    Nagel et al. 2019
 
 y is the layer's output in the original, z what the last step is given in the network as rewritten so far.
 """
@@ -15,23 +16,18 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from onnxdecomp.graph.walk import walk
 from onnxdecomp.methods.base import FloatArray
-from onnxdecomp.runtime.activations import pair_moments
+from onnxdecomp.runtime.activations import pair_moments, pair_rows
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.replacement import Replacement, Replacements
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.weights.moments import PairMoments, shrinkage
-from onnxdecomp.weights.refit import ridge_solve
+from onnxdecomp.weights.moments import PairMoments
+from onnxdecomp.weights.refit import change_ridge, ridge_solve
+from onnxdecomp.weights.through_relu import fit_through_relu
 
-STEPS = ("asymmetric", "affine", "bias")
+STEPS = ("relu", "asymmetric", "affine", "bias")
 """Names of the steps, strongest first."""
-
-RIDGE = 1e-4
-"""Penalty of the asymmetric solution, as a share of the mean second moment of what the step is given."""
-
-
-MAX_SHRINKAGE = 0.99
-"""Share of the identity above which the penalty does not grow any more."""
 
 
 def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
@@ -43,25 +39,40 @@ def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Repl
         trials: Builds the network as rewritten so far.
     """
     current = dict(replaced)
+    hidden = _before_relu(read_proto(trials.original)) if step == "relu" else frozenset()
     for key, replacement in replaced.items():
-        if step != "asymmetric" and replacement.bias is None:
+        if step in ("affine", "bias") and replacement.bias is None:
             continue
         rewritten = trials.build(current)
         tensors = _tensors(read_proto(rewritten), replacement)
         if not tensors:
             continue
-        pair = pair_moments(
+        seen = (
             trials.original,
             rewritten,
             tensors,
             replacement.group.layer,
             replacement.chain.specs[-1],
             trials.recovery_samples,
-            jobs=trials.jobs,
         )
-        if pair is not None:
-            current[key] = _solved(step, current[key], pair)
+        if replacement.bias is not None and all(output in hidden for output, _ in tensors):
+            rows = pair_rows(*seen, jobs=trials.jobs)
+            current[key] = current[key] if rows is None else _through_relu(current[key], *rows)
+        else:
+            pair = pair_moments(*seen, jobs=trials.jobs)
+            current[key] = current[key] if pair is None else _solved(step, current[key], pair)
     return current
+
+
+def _before_relu(proto: onnx.ModelProto) -> frozenset[str]:
+    """Return the tensors of the main graph that nothing but a ReLU reads."""
+    readers: dict[str, set[str]] = {}
+    for place in walk(proto.graph):
+        kind = "" if place.scope else place.node.op_type
+        for name in place.node.input:
+            readers.setdefault(name, set()).add(kind)
+    outputs = {output.name for output in proto.graph.output}
+    return frozenset(name for name, kinds in readers.items() if kinds == {"Relu"} and name not in outputs)
 
 
 def _tensors(proto: onnx.ModelProto, replacement: Replacement) -> list[tuple[str, str]]:
@@ -81,17 +92,28 @@ def _solved(step: str, replacement: Replacement, pair: PairMoments) -> Replaceme
     shape = chain.weights[-1].shape
     group = chain.specs[-1].geometry.group
     last = chain.weights[-1].reshape(shape[0], -1)  # (O, D)
-    if step == "asymmetric":
+    if step in ("relu", "asymmetric"):
         last = _least_squares(pair, last, group, centred=bias is not None)
     elif step == "affine":
         last = _factors(pair, last, group)[:, np.newaxis] * last
     if bias is not None:
         bias = pair.mean_y - _mean_output(pair, last, group)
-    return replace(
-        replacement,
-        chain=replace(chain, weights=(*chain.weights[:-1], last.reshape(shape))),
-        bias=bias,
-    )
+    return _with_last(replacement, last, bias)
+
+
+def _through_relu(replacement: Replacement, patches: FloatArray, outputs: FloatArray) -> Replacement:
+    """Return a replacement with its last step fitted to what the ReLU behind it lets through."""
+    assert replacement.bias is not None
+    weight = replacement.chain.weights[-1]
+    last, bias = fit_through_relu(patches, outputs, weight.reshape(len(weight), -1), replacement.bias)
+    return _with_last(replacement, last, bias)
+
+
+def _with_last(replacement: Replacement, last: FloatArray, bias: FloatArray | None) -> Replacement:
+    """Return a replacement with another last step ``(O, D)`` and bias."""
+    chain = replacement.chain
+    weight = last.reshape(chain.weights[-1].shape)
+    return replace(replacement, chain=replace(chain, weights=(*chain.weights[:-1], weight)), bias=bias)
 
 
 def _least_squares(pair: PairMoments, last: FloatArray, group: int, *, centred: bool) -> FloatArray:
@@ -105,8 +127,7 @@ def _least_squares(pair: PairMoments, last: FloatArray, group: int, *, centred: 
         seen = seen - pair.mean_z[:, :, np.newaxis] * pair.mean_z[:, np.newaxis, :]
         wanted = wanted - mean_y * pair.mean_z[:, np.newaxis, :]
     blocks = last.reshape(wanted.shape)  # (G, O/G, D)
-    share = min(shrinkage(seen, pair.n_patches), MAX_SHRINKAGE)
-    change = ridge_solve(seen, wanted - blocks @ seen, RIDGE + share / (1 - share))
+    change = ridge_solve(seen, wanted - blocks @ seen, change_ridge(seen, pair.n_patches))
     return (blocks + change).reshape(last.shape)
 
 

@@ -149,9 +149,7 @@ def _options(
         for target, one in zip(targets, found, strict=True)
         if isinstance(one, str)
     }
-    fits = [fit for fit in FITS if fit.shrinkage >= 1.0 or "whitening" not in config.without]
-    if "refit" in config.without:
-        fits = [fit.without_refit() for fit in fits]
+    fits = list(dict.fromkeys(fit.without(config.without) for fit in FITS))
     subjects = [one for one in found if isinstance(one, Subject)]
     made = find_options(subjects, fits, jobs=_n_jobs(config), track=track)
     for subject, one in zip(subjects, made, strict=True):

@@ -5,12 +5,14 @@ step often beat whitened ones on convolutions, and whitened ones are best for ma
 like methods and ranks are, and the search over a network tries them on the network's own output.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks, recompose
+from onnxdecomp.weights.joint import jointly_fitted
 from onnxdecomp.weights.moments import Moments
 from onnxdecomp.weights.refit import Metric, refitted
 from onnxdecomp.weights.whiten import Root, WhitenedAnalysis, first_axes, root_of
@@ -27,22 +29,30 @@ class Fit:
         name: For reports.
         shrinkage: Share of the identity in the metric of the basis: 1 is the weight alone, 0 the data.
         refit: Whether the last step is refitted.
+        joint: Whether all steps are then fitted together.
     """
 
     name: str
     shrinkage: float
     refit: bool = True
+    joint: bool = False
 
-    def without_refit(self) -> "Fit":
-        """Return the same basis with the last step as the factorization gives it."""
-        return replace(self, name=f"{self.name}, not refitted", refit=False)
+    def without(self, names: Collection[str]) -> "Fit":
+        """Return what is left of a fit when some of ``whitening``, ``refit`` and ``joint`` are left out."""
+        fit = replace(SHRUNK, refit=self.refit) if self.joint and "joint" in names else self
+        if "whitening" in names and fit.shrinkage < 1.0:
+            fit = replace(WEIGHTS, refit=fit.refit)
+        if "refit" in names and fit.refit:
+            fit = replace(fit, name=f"{fit.name}, not refitted", refit=False, joint=False)
+        return fit
 
 
 WEIGHTS = Fit("weights", 1.0)
 SHRUNK = Fit("shrunk", 0.3)
 WHITENED = Fit("whitened", 0.0)
+JOINT = Fit("joint", 0.3, joint=True)
 
-FITS = (WEIGHTS, SHRUNK, WHITENED)
+FITS = (WEIGHTS, SHRUNK, WHITENED, JOINT)
 """The fits that a search tries, each with a refitted last step."""
 
 
@@ -85,9 +95,10 @@ class Data:
         return WhitenedAnalysis(method, layer, weight, root, rng, max_ranks)
 
     def fitted(self, chain: Chain) -> tuple[Chain, float]:
-        """Return a chain, its last step refitted if the fit says so, and its relative error on the data."""
+        """Return a chain, refitted as the fit says, and its relative error on the data."""
         if self.fit.refit:
-            return refitted(chain, self.metric)
+            start = refitted(chain, self.metric)
+            return (jointly_fitted(start[0], self.metric) or start) if self.fit.joint else start
         return chain, self.metric.error(recompose(chain.specs, chain.weights, chain.layer.group))
 
     def _root(self, layer: Layer, axes: tuple[int, ...]) -> Root | None:

@@ -29,7 +29,7 @@ Index = tuple[Any, ...]
 N_STEPS = 8
 """Steps of L-BFGS: on kernels of trained networks further ones lower the error by less than 1 %."""
 
-MAX_FLOPS = 2e11
+MAX_FLOPS = 3e10
 """Most work that one chain is worth: larger ones get fewer steps, and none below `MIN_STEPS`."""
 
 MIN_STEPS = 3

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray, recompose
-from onnxdecomp.weights.moments import Moment, Moments, shrunk
+from onnxdecomp.weights.moments import Moment, Moments, shrinkage, shrunk
 
 RIDGE = 1e-5
 """Share of the mean of the diagonal that is added to it before a least-squares solution."""
+
+CHANGE_RIDGE = 1e-4
+"""The least penalty on changing a last step that was fitted before."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,17 @@ def ridge_solve(seen: Moment, wanted: Moment, ridge: float = RIDGE) -> Moment:
     level = np.where(level > 0, level, 1.0)
     regular = seen + (ridge * level)[:, None, None] * np.eye(n)
     return np.asarray(np.linalg.solve(regular, wanted.swapaxes(1, 2)).swapaxes(1, 2))
+
+
+def change_ridge(seen: Moment, n_patches: int) -> float:
+    """Return the penalty on changing a last step, as `ridge_solve` takes it.
+
+    As much as the moment ``(G, n, n)`` is to be shrunk to the identity, but not more than there are unknowns
+    to a patch: a moment that is the identity is no reason to believe many patches less.
+    """
+    size = seen.shape[-1]
+    share = min(shrinkage(seen, n_patches), size / (size + n_patches))
+    return CHANGE_RIDGE + share / (1 - share)
 
 
 def refitted(chain: Chain, metric: Metric) -> tuple[Chain, float]:
