@@ -200,5 +200,5 @@ def test_what_the_profiler_of_onnxruntime_says_is_put_back(monkeypatch):
     report = onnxdecomp.convert(large_and_small(), rank="7")
     assert [layer.key for layer in report.decomposed] == ["large"]
     assert list(reasons(report)) == ["small"]
-    slow = float(re.match(r"put back: (\S+) ms in place instead of 1 ms", reasons(report)["small"])[1])
-    assert slow >= 2  # two steps, and the layout changes that seven channels need
+    said = re.fullmatch(r"put back: (\d) ms in place instead of (\d) ms", reasons(report)["small"])
+    assert int(said[1]) > int(said[2])  # two steps, and the layout changes around them
