@@ -21,7 +21,7 @@ from onnxdecomp.graph.draft import Draft
 from onnxdecomp.graph.external import tensor_bytes
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import STANDARD_DOMAINS, opset
-from onnxdecomp.graph.names import MARK, as_input, fresh, graphs_by_scope, taken_prefixes
+from onnxdecomp.graph.names import MARK, fresh, graphs_by_scope, put_initializer, taken_prefixes
 from onnxdecomp.graph.stored import StoredCodebook
 from onnxdecomp.graph.weights import FLOAT_TYPES
 
@@ -154,10 +154,12 @@ class CodebookWriter:
             drafts = {name: draft for (home, name), draft in self._drafts.items() if home == scope}
             if drafts:
                 _insert_nodes(graph, drafts)
-                _exchange_initializers(graph, drafts, inputs_too=old_ir)
-        proto.graph.initializer.extend(self._shared.values())
-        if old_ir:
-            proto.graph.input.extend(map(as_input, self._shared.values()))
+            for name, draft in drafts.items():
+                for number, tensor in enumerate(draft.tensors):
+                    # the indices stand where the weight was, the others behind all
+                    put_initializer(graph, tensor, "" if number else name, input_too=old_ir)
+        for tensor in self._shared.values():
+            put_initializer(proto.graph, tensor, "", input_too=old_ir)
         return proto
 
     def _pieces(self, codebook: StoredCodebook, data_type: int) -> list[StoredCodebook]:
@@ -201,27 +203,3 @@ def _insert_nodes(graph: onnx.GraphProto, drafts: dict[str, Draft]) -> None:
     first = [node for name, draft in drafts.items() if name in initializers for node in draft.nodes]
     for node in reversed(first):
         graph.node.insert(0, node)
-
-
-def _exchange_initializers(graph: onnx.GraphProto, drafts: dict[str, Draft], *, inputs_too: bool) -> None:
-    """Put the first tensor of each draft where the weight was, the others behind all."""
-    places = {tensor.name: tensor for tensor in graph.initializer}
-    inputs = {value.name: value for value in graph.input}
-    for name, draft in drafts.items():
-        first, *others = draft.tensors
-        if name in places:
-            note, properties = places[name].doc_string, list(places[name].metadata_props)
-            places[name].CopyFrom(first)
-            if note:
-                places[name].doc_string = note
-            places[name].metadata_props.extend(properties)
-        else:
-            others.insert(0, first)
-        graph.initializer.extend(others)
-        if inputs_too:
-            if name in inputs:
-                inputs[name].name = first.name
-                inputs[name].type.CopyFrom(as_input(first).type)
-            else:
-                others = [first, *others]
-            graph.input.extend(map(as_input, others))

@@ -1,4 +1,4 @@
-"""Names in a model: ours are marked, unique, and found again; those nobody uses any more are dropped."""
+"""Names in a model, and what bears them: ours are marked and unique, those nobody uses are dropped."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -64,6 +64,35 @@ def remove(entries: Any, names: set[str]) -> None:
 def as_input(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     """Return the graph input that a file of IR version 3 needs beside an initializer."""
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+
+def put_initializer(
+    graph: onnx.GraphProto, tensor: onnx.TensorProto, old_name: str, *, input_too: bool
+) -> None:
+    """Put a tensor where another initializer stands, whose notes it keeps; behind all if there is none.
+
+    Args:
+        graph: The graph, which is changed.
+        tensor: The new initializer.
+        old_name: The initializer that goes.
+        input_too: Do the same among the inputs of the graph.
+    """
+    old = next((entry for entry in graph.initializer if entry.name == old_name), None)
+    if old is None:
+        graph.initializer.append(tensor)
+    else:
+        note, properties = old.doc_string, list(old.metadata_props)
+        old.CopyFrom(tensor)
+        if note:
+            old.doc_string = note
+        old.metadata_props.extend(properties)
+    if input_too:
+        listed = next((entry for entry in graph.input if entry.name == old_name), None)
+        if listed is None:
+            graph.input.append(as_input(tensor))
+        else:
+            listed.name = tensor.name
+            listed.type.CopyFrom(as_input(tensor).type)
 
 
 def _all_names(proto: onnx.ModelProto) -> Iterator[str]:
