@@ -47,7 +47,7 @@ ACTIVATION_SHARE = 8
 MAX_AHEAD = 3
 """Batches run side by side at most, whatever the number of jobs, for the memory they take."""
 
-MIN_ROWS, MAX_ROWS, ROWS_PER_VALUE = 4096, 24_000, 8
+MIN_ROWS, MAX_ROWS, ROWS_PER_VALUE = 8192, 24_000, 8
 """Patches looked at: this many per value of a patch, within these bounds."""
 
 MAX_BYTES = 1 << 30
@@ -65,7 +65,7 @@ def gather_moments(
 ) -> dict[str, Moments]:
     """Return the moments of the patches that layers meet on samples, by key of the layer.
 
-    Up to ``clip(8 D, 4096, 24000)`` patches of a layer are looked at, drawn evenly over samples and
+    Up to ``clip(8 D, 8192, 24000)`` patches of a layer are looked at, drawn evenly over samples and
     positions; a weight that several nodes share sees those of all of them. What is drawn depends on the seed
     and the layer, not on the other layers, nor on how many samples run at once.
 

@@ -12,9 +12,10 @@ from math import exp, log
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.search.evidence import Evidence
 from onnxdecomp.search.options import LayerOptions, Option
 from onnxdecomp.search.recover import recover
-from onnxdecomp.search.replacement import Replacement
+from onnxdecomp.search.replacement import Replacement, Replacements
 from onnxdecomp.search.sensitivity import Curve, measure_layer
 from onnxdecomp.search.trial import Trials
 
@@ -110,6 +111,7 @@ class Search:
 
     def __init__(self, ballots: Sequence[Ballot], trials: Trials, steps: Sequence[str]) -> None:
         self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
+        self._evidence = Evidence(pooled=trials.metric.name == "top1")
         self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
         self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
 
@@ -131,7 +133,17 @@ class Search:
             if ballot.layer.key in options
         }
         cost = sum(ballot.items[index].cost for ballot, index in paired)
-        return Pick(chosen, replaced, options, cost, *self._trials.compared(replaced))
+        return Pick(chosen, replaced, options, cost, *self._compared(replaced))
+
+    def _compared(self, replaced: Replacements) -> tuple[Drop, float]:
+        drop, divergence = self._trials.compared(replaced)
+        self._evidence.add(drop, divergence)
+        return drop, divergence
+
+    def _holds(self, pick: Pick, max_drop: float) -> bool:
+        """Tell whether what a choice is expected to lose is within a budget, the standard error added."""
+        value, error = self._evidence.expected(pick.drop, pick.divergence)
+        return value + error <= max_drop
 
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
@@ -144,7 +156,7 @@ class Search:
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             pick = self.at_cost(exp(middle))
-            if pick is not None and holds(pick.drop, max_drop):
+            if pick is not None and self._holds(pick, max_drop):
                 accepted.append(pick)
                 high = min(middle, log(max(pick.cost, 1e-9)))
             else:
@@ -168,7 +180,7 @@ class Search:
                 moves.append((gain, place, index))
         for _, place, index in sorted(moves, reverse=True)[:REPAIRS]:
             moved = self._evaluated([*pick.chosen[:place], index, *pick.chosen[place + 1 :]])
-            if holds(moved.drop, max_drop):
+            if self._holds(moved, max_drop):
                 pick = moved
         return pick
 
@@ -179,7 +191,7 @@ class Search:
         found = list(accepted)
         for number in range(STRONGER_STEPS + 1):
             pick = self.at_cost(cost * STRONGER**number, recovering=True)
-            if pick is None or not holds(pick.drop, max_drop):
+            if pick is None or not self._holds(pick, max_drop):
                 break
             found.append(pick)
         return found
@@ -206,13 +218,8 @@ class Search:
         """
         for step in self._steps:
             changed = recover(step, pick.replaced, self._trials)
-            drop, divergence = self._trials.compared(changed)
+            drop, divergence = self._compared(changed)
             loses_less = drop.value < pick.drop.value and divergence < SAME_DIVERGENCE * pick.divergence
             if divergence < pick.divergence or loses_less:
                 return replace(pick, replaced=changed, drop=drop, divergence=divergence, recovered=[step])
         return pick
-
-
-def holds(drop: Drop, max_drop: float) -> bool:
-    """Tell whether a drop is within a budget, its standard error added."""
-    return drop.value + drop.standard_error <= max_drop

@@ -32,7 +32,7 @@ Counted and not timed, so that the number of samples is the same in each run.
 BATCH = 8
 """Samples run at once: as fast as more on one thread, little memory, and something for each job to do."""
 
-RECOVERY_SAMPLES = 256
+RECOVERY_SAMPLES = 512
 """Samples that last steps are solved on, layer after layer."""
 
 

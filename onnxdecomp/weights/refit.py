@@ -147,7 +147,7 @@ def change_ridge(seen: Moment, n_patches: int) -> float:
     """
     size = seen.shape[-1]
     share = min(shrinkage(seen, n_patches), size / (size + n_patches))
-    return CHANGE_RIDGE + share / (1 - share)
+    return float(CHANGE_RIDGE + share / (1 - share))
 
 
 def refitted(chain: Chain, metric: Metric) -> tuple[Chain, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxdecomp.config import LayerRule
+from onnxdecomp.config import STEPS, LayerRule
 from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
@@ -204,7 +204,7 @@ def test_a_metric_of_the_user_is_computed_anew_when_it_changes(model, calibratio
     assert scores == [False, True]
 
 
-@pytest.mark.parametrize("without", ["whitening", "refit", "bias", "asymmetric", "affine"])
+@pytest.mark.parametrize("without", STEPS)
 def test_every_step_of_fitting_can_be_switched_off(model, calibration, without):
     report = search(model, calibration, without=(without,), max_drop=0.2)
     assert report.decomposed

@@ -1,0 +1,52 @@
+"""What a choice is expected to lose, from all choices that were evaluated.
+
+A loss of accuracy is counted in whole samples: a few thousand tell one point from two, not from 1.2. How far
+the outputs moved is known with far less noise, and where it is small accuracy falls in proportion to it. So
+the ratio of the two is estimated from all choices evaluated on the same samples, those with about the same
+divergence most, and a choice is judged by its divergence times that ratio.
+"""
+
+from dataclasses import dataclass, field
+from math import exp, isfinite, log
+
+from onnxdecomp.runtime.judge import Drop
+
+REACH = 1.0
+"""Choices whose divergence differs by this factor of e count 0.6 times as much as those with the same."""
+
+
+@dataclass
+class Evidence:
+    """Drops of accuracy and divergences on one part of the data.
+
+    Args:
+        pooled: Whether drops are in proportion to divergences; if not, each choice is judged by its own.
+    """
+
+    pooled: bool
+    _seen: list[tuple[float, Drop]] = field(default_factory=list, repr=False)
+
+    def add(self, drop: Drop, divergence: float) -> None:
+        """Take note of an evaluated choice."""
+        if 0 < divergence < float("inf") and isfinite(drop.value):
+            self._seen.append((divergence, drop))
+
+    def expected(self, drop: Drop, divergence: float) -> tuple[float, float]:
+        """Return what an evaluated choice is expected to lose, and the standard error of that.
+
+        Errors of choices count as if they were the same error, since the samples are the same ones.
+        """
+        if not (self.pooled and self._seen and 0 < divergence < float("inf")):
+            return drop.value, drop.standard_error
+        least = 1.0 / drop.n_samples  # no error is 0 because no sample differed
+        total = lost = doubt = 0.0
+        for other, seen in self._seen:
+            error = max(seen.standard_error, least)
+            near = exp(-0.5 * (log(other / divergence) / REACH) ** 2)
+            weight = near * other / error**2
+            total += weight * other
+            lost += weight * seen.value
+            doubt += weight * error
+        if not (isfinite(total) and total > 0):
+            return drop.value, drop.standard_error
+        return divergence * lost / total, divergence * doubt / total

@@ -1,0 +1,71 @@
+"""Drops expected from divergences, over simulated choices."""
+
+from math import inf, isclose, nan
+
+import numpy as np
+import pytest
+
+from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.search.evidence import Evidence
+
+RATIO = 0.5
+"""Drop over divergence of the simulated network."""
+
+
+def drop(value: float, error: float) -> Drop:
+    return Drop(value, error, 0.9, 0.9 - value, 2000, counted=True)
+
+
+def observed(rng: np.random.Generator, divergence: float) -> Drop:
+    error = 0.02 * np.sqrt(divergence)
+    return drop(RATIO * divergence + error * rng.standard_normal(), error)
+
+
+def test_alone_a_choice_is_judged_by_its_own_drop():
+    evidence = Evidence(pooled=True)
+    evidence.add(drop(0.01, 0.003), 0.02)
+    value, error = evidence.expected(drop(0.01, 0.003), 0.02)
+    assert isclose(value, 0.01)
+    assert isclose(error, 0.003)
+
+
+def test_other_choices_make_the_expectation_better():
+    rng, own, expected = np.random.default_rng(0), [], []
+    for _ in range(200):
+        evidence = Evidence(pooled=True)
+        seen = [(observed(rng, d), d) for d in np.geomspace(0.005, 0.1, 8)]
+        for one, divergence in seen:
+            evidence.add(one, divergence)
+        here, divergence = seen[3]
+        own.append(here.value - RATIO * divergence)
+        expected.append(evidence.expected(here, divergence)[0] - RATIO * divergence)
+    assert np.std(expected) < 0.7 * np.std(own)
+    assert abs(np.mean(expected)) < np.std(expected)
+
+
+def test_what_is_far_away_hardly_counts():
+    evidence = Evidence(pooled=True)
+    evidence.add(drop(0.01, 0.003), 0.02)
+    evidence.add(drop(0.5, 0.01), 20.0)
+    assert evidence.expected(drop(0.01, 0.003), 0.02)[0] == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize("divergence", [0.0, inf])
+def test_no_divergence_or_no_end_of_it_leaves_the_drop(divergence):
+    evidence = Evidence(pooled=True)
+    evidence.add(drop(0.0, 0.0), 0.01)
+    evidence.add(drop(0.2, 0.01), divergence)
+    evidence.add(drop(nan, 0.01), 0.01)
+    assert evidence.expected(drop(0.2, 0.01), divergence) == (0.2, 0.01)
+
+
+def test_samples_that_do_not_differ_are_no_proof():
+    evidence = Evidence(pooled=True)
+    evidence.add(drop(0.0, 0.0), 0.01)
+    assert evidence.expected(drop(0.0, 0.0), 0.01) == (0.0, 1 / 2000)
+
+
+def test_metrics_that_do_not_fall_in_proportion_are_not_pooled():
+    evidence = Evidence(pooled=False)
+    evidence.add(drop(0.05, 0.01), 0.02)
+    assert evidence.expected(drop(0.01, 0.003), 0.02) == (0.01, 0.003)
