@@ -1,9 +1,9 @@
 """Static INT8 by `onnxruntime.quantization`, in the QDQ format: quantized where it works, float elsewhere.
 
-Activations are unsigned with one scale a tensor, weights signed with one scale an output channel. Conv, Gemm
-and MatMul with a constant weight are quantized, and operators between them that onnxruntime runs in INT8 when
-everything they take is INT8 already. The numbers are onnxruntime's; what is decided here is which nodes, over
-which ranges, and whether the result is any good.
+Activations have one scale a tensor and are unsigned, or signed where that is faster; weights are signed with
+one scale an output channel. Conv, Gemm and MatMul with a constant weight are quantized, and operators between
+them that onnxruntime runs in INT8 when everything they take is INT8 already. The numbers are onnxruntime's;
+what is decided here is which nodes, over which ranges, and whether the result is any good.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,6 +15,7 @@ import onnx
 
 from onnxdecomp.errors import ModelError, unknown_name
 from onnxdecomp.graph.walk import walk
+from onnxdecomp.runtime.machine import int8_saturates
 from onnxdecomp.runtime.quantize_build import WORST_ERROR, Built, Int8Builder
 from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, prepare, quiet
 from onnxdecomp.runtime.samples import batches
@@ -29,9 +30,15 @@ N_CALIBRATION = 64
 N_COMPARED = 16
 """Samples on which quantized models are compared with the float one."""
 
+MAX_TRIMMED = 4
+"""Nodes that are tried in float for the sake of speed."""
+
 EXCLUDED = "it was asked to stay in float"
 
 Loss = Callable[[onnx.ModelProto], float]
+
+Faster = Callable[[onnx.ModelProto, Model], bool]
+"""Whether the first model is measured to be faster than the second."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def search_int8(
     loss: Loss,
     budget: float,
     *,
-    faster: Callable[[onnx.ModelProto], bool] | None = None,
+    faster: Faster | None = None,
     exclude: Collection[str] = (),
     threads: int = 1,
     seed: int = 0,
@@ -98,14 +105,15 @@ def search_int8(
 
     When everything in INT8 loses too much, every node is quantized alone and compared with the float model on
     `N_COMPARED` of the samples; then the number of nodes left in float, the most sensitive first, is found by
-    bisection. `loss` is called at most ``1 + ceil(log2(nodes))`` times, `faster` at most once, at the end.
+    bisection. Then, where there is a clock, activations become signed and nodes go back to float one by one,
+    those with the fewest products an output first, as long as the model gets faster and keeps the budget.
 
     Args:
         model: The float model or its path; not modified.
         samples: Unlabelled samples as `load_samples` returns them.
         loss: What a model loses, measured on data that are not in `samples`.
         budget: What it may lose at most.
-        faster: Whether a model is faster than the float one; None to accept any.
+        faster: The clock; None to accept any model.
         exclude: Keys of nodes to leave in float.
         threads: Threads inside an operator.
         seed: Seed of the choice of `N_CALIBRATION` samples.
@@ -125,7 +133,10 @@ def search_int8(
     lost = inf if found.model is None else loss(found.model)
     if not lost <= budget:
         found = _bisect(work, loss, budget, lost, found.reason)
-    if found.model is None or faster is None or faster(found.model):
+    if found.model is None or faster is None:
+        return found
+    found = _sped_up(work, found, lambda quick, slow: faster(quick, slow) and loss(quick) <= budget)
+    if found.model is not None and faster(found.model, model):
         return found
     n_nodes = len(found.quantized) + len(found.kept)
     slow = tuple((key, "INT8 is not faster") for key in found.quantized)
@@ -158,6 +169,31 @@ def _bisect(work: "_Work", loss: Loss, budget: float, least: float, problem: str
         return work.nothing(missed if least < inf else problem or missed, reason)
     in_float = tuple((work.layers[name], reason) for name in order[:holds])
     return replace(found, kept=in_float + found.kept)
+
+
+def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
+    """Return the model with signed activations and with nodes in float as far as that is better."""
+
+    def improved(tried: Quantized) -> bool:
+        return tried.model is not None and found.model is not None and better(tried.model, found.model)
+
+    names = {key: name for name, key in work.layers.items()}
+    chosen = [names[key] for key in found.quantized]
+    if not int8_saturates():
+        signed = replace(work, signed=True)
+        with quiet():
+            tried = signed.checked(chosen)
+        if improved(tried):
+            work, found = signed, replace(found, model=tried.model)
+    for name in sorted(chosen, key=work.builder.n_products)[:MAX_TRIMMED]:
+        rest = [other for other in chosen if other != name]
+        with quiet():
+            tried = work.checked(rest)
+        if not rest or not improved(tried):
+            break
+        kept = ((work.layers[name], "it is faster in float"), *found.kept)
+        chosen, found = rest, replace(tried, kept=kept)
+    return found
 
 
 def _begin(
@@ -203,6 +239,7 @@ class _Work:
         kept: Reasons of the others by key.
         percentage: That of the best ranges.
         whole: The model over these ranges, and the names of the nodes that are in INT8.
+        signed: Whether activations are signed; in `whole` they are not.
     """
 
     builder: Int8Builder
@@ -210,6 +247,7 @@ class _Work:
     kept: Mapping[str, str]
     percentage: float
     whole: Built
+    signed: bool = False
 
     @classmethod
     def start(cls, builder: Int8Builder, exclude: Collection[str]) -> "_Work | Quantized":
@@ -238,9 +276,9 @@ class _Work:
 
     def checked(self, names: Collection[str]) -> Quantized:
         """Return the model with these nodes in INT8, or what is wrong with it."""
-        all_of_them = len(names) == len(self.layers)
+        known = len(names) == len(self.layers) and not self.signed
         try:
-            proto, done = self.whole if all_of_them else self.builder.build(names, self.percentage)
+            proto, done = self.whole if known else self.builder.build(names, self.percentage, self.signed)
         except ModelError as error:
             return self.nothing(str(error), "the model cannot be quantized")
         problem = self.builder.problem(proto)

@@ -1,6 +1,7 @@
 """Build INT8 models from a prepared float model: any choice of nodes, over any of the ranges."""
 
 from collections.abc import Collection, Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -73,9 +74,9 @@ class Int8Builder:
         self._prepared = prepared
         self._compared = compared
         self._threads = threads
-        self._constants = frozenset(initializers(prepared.proto))
+        self._constants = initializers(prepared.proto)
         nodes = [node for node in prepared.proto.graph.node if _is_known(node)]
-        tensors = {name for node in nodes for name in (*node.input, *node.output)} - self._constants
+        tensors = {name for node in nodes for name in (*node.input, *node.output)} - set(self._constants)
         self.ranges = find_ranges(prepared.proto, tensors, feeds, threads)
         self._ranged = min(self.ranges.values(), key=len).keys()
         bounded = {n.name for n in nodes if n.input[0] in self._ranged and n.output[0] in self._ranged}
@@ -85,8 +86,22 @@ class Int8Builder:
         session = open_session(prepared.proto, threads=threads)
         self._reference = [run(session, feed) for feed in compared]
 
-    def build(self, names: Collection[str], percentage: float) -> Built:
+    def n_products(self, name: str) -> int:
+        """Return how many products are summed up in one output of a node."""
+        (node,) = (node for node in self._prepared.proto.graph.node if node.name == name)
+        shape = self._constants[node.input[1]].dims
+        if node.op_type == "Conv":
+            return prod(shape[1:])
+        columns = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+        return int(shape[-1] if columns else shape[-2] if len(shape) > 1 else 1)
+
+    def build(self, names: Collection[str], percentage: float, signed: bool = False) -> Built:
         """Return the model with the nodes `names` in INT8, and the names of those that really are.
+
+        Args:
+            names: Names of nodes in the prepared model.
+            percentage: Which of the ranges.
+            signed: Whether activations are signed.
 
         Raises:
             ModelError: The quantizer fails.
@@ -100,7 +115,7 @@ class Int8Builder:
             per_channel=True,
             reduce_range=int8_saturates(),
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if signed else QuantType.QUInt8,
             tensors_range=tensors_data(self.ranges[percentage]),
             nodes_to_quantize=sorted(chosen),
             nodes_to_exclude=[],
@@ -155,7 +170,7 @@ class Int8Builder:
             else:
                 taken = node.input if node.op_type in MERGING else node.input[:1]
                 inside = all(name in int8 for name in taken)
-                if inside and not self._constants.issuperset(taken) and node.output[0] in self._ranged:
+                if inside and not set(taken) <= set(self._constants) and node.output[0] in self._ranged:
                     chosen.add(node.name)
                     int8.update(node.output)
         return chosen

@@ -31,8 +31,8 @@ def quantized(converted: Model, trials: Trials, config: Config) -> Quantized:
         drop = trials.drop(model)
         return drop.value + drop.standard_error
 
-    def faster(model: onnx.ModelProto) -> bool:
-        return compare_latency(converted, model, feeds, config.threads).speedup_low > 1.0
+    def faster(model: onnx.ModelProto, other: Model) -> bool:
+        return compare_latency(other, model, feeds, config.threads).speedup_low > 1.0
 
     search = partial(search_int8, converted, trials.fit_samples, threads=config.threads, seed=config.seed)
     found = search(loss, budget, faster=faster)

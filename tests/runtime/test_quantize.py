@@ -13,7 +13,7 @@ from onnxdecomp.runtime import machine, quantize_build, quantize_ranges
 from onnxdecomp.runtime.compare import output_error, verify_models
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.quantize import Quantized, quantize, search_int8
-from onnxdecomp.runtime.session import open_session, run
+from onnxdecomp.runtime.session import open_session, read_proto, run
 from tests.graph.models import normal, parse
 from tests.networks import network
 
@@ -412,11 +412,34 @@ def test_search_says_what_is_lost_when_no_layer_fits():
 def test_search_takes_nothing_that_is_not_faster():
     seen: list[onnx.ModelProto] = []
     found = search_int8(
-        chain(), VECTORS, lambda model: 0.0, 0.1, faster=lambda model: bool(seen.append(model))
+        chain(), VECTORS, lambda model: 0.0, 0.1, faster=lambda quick, slow: bool(seen.append(quick))
     )
     assert found.model is None
     assert found.reason == "With 9 of 9 nodes in INT8 the model is not faster."
-    assert len(seen) == 1
+    assert found.quantized == ()
+
+
+def once_within():
+    """Return a loss that is within the budget the first time only."""
+    losses = iter([0.0])
+    return lambda model: next(losses, 1.0)
+
+
+def test_nodes_that_are_faster_in_float_stay_there_while_the_budget_holds(monkeypatch):
+    monkeypatch.setattr("onnxdecomp.runtime.quantize.MAX_TRIMMED", 2)
+
+    def n_quantizers(model) -> int:
+        return sum(node.op_type == "QuantizeLinear" for node in read_proto(model).graph.node)
+
+    def fewer(quick, slow) -> bool:  # a clock for which every quantizer costs, and float is slow
+        return n_quantizers(slow) == 0 or n_quantizers(quick) < n_quantizers(slow)
+
+    found = search_int8(chain(), VECTORS, lambda model: 0.0, 0.1, faster=fewer)
+    trimmed = [key for key, reason in found.kept if reason == "it is faster in float"]
+    assert len(trimmed) == 2
+    assert len(found.quantized) == N_CHAIN - 2
+    spent = search_int8(chain(), VECTORS, once_within(), 0.1, faster=fewer)
+    assert len(spent.quantized) == N_CHAIN
 
 
 def test_search_hands_on_why_a_model_cannot_be_quantized():
