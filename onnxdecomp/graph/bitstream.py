@@ -77,6 +77,8 @@ def unpack(draft: Draft, planes: str, width: int, shape: tuple[int, ...]) -> str
     n_values = prod(shape)
     if n_values % WORDS[width].n_fields:
         fields = draft.head(draft.flatten(fields), n_values)
+        if shape == (n_values,):
+            return fields
     return draft.reshape(fields, shape)
 
 

@@ -132,7 +132,8 @@ class CodebookWriter:
         if problem or holder is None:
             raise ValueError(f"{name}: {problem}")
         prefix = fresh(name, self._prefixes) + MARK
-        draft = Draft(prefix, self._opset, self._store, self._share)
+        inner_prefix = f"{self._shared_prefix}{len(self._drafts)}."
+        draft = Draft(prefix, inner_prefix, self._opset, self._store, self._share)
         data_type = holder.tensor.data_type
         pieces = [
             decode(draft, piece, data_type, self._ir_version) for piece in self._pieces(codebook, data_type)

@@ -18,7 +18,8 @@ class Draft:
     """Collects nodes; every method that adds one returns the name of its output.
 
     Args:
-        prefix: Start of the names of tensors.
+        prefix: Start of the names of constants.
+        inner_prefix: Start of the names of what is computed, short because there are many.
         opset: Version of the operators.
         store: Stores an array under a name.
         share: Stores an array once for the whole model and returns its name.
@@ -27,6 +28,7 @@ class Draft:
     """
 
     prefix: str
+    inner_prefix: str
     opset: int
     store: Store
     share: Callable[[str, NDArray[np.generic]], str]
@@ -35,7 +37,7 @@ class Draft:
 
     def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         """Add a node of one output."""
-        output = f"{self.prefix}{len(self.nodes)}"
+        output = f"{self.inner_prefix}{len(self.nodes)}"
         self.nodes.append(onnx.helper.make_node(op_type, inputs, [output], **attributes))
         return output
 
@@ -71,6 +73,8 @@ class Draft:
 
     def reshape(self, value: str, shape: tuple[int, ...]) -> str:
         """Add a Reshape."""
+        if len(shape) == 1:
+            return self.flatten(value)
         return self.node("Reshape", value, self.constant("shape", np.array(shape, np.int64)))
 
     def flatten(self, value: str) -> str:

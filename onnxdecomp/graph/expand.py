@@ -161,6 +161,7 @@ _OPERATORS: dict[str, Callable[[list[Array], Attributes], Array]] = {
     "Concat": lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
     "Div": lambda inputs, _: inputs[0] // inputs[1],
     "Gather": _gather,
+    "GatherElements": _gather,  # of one axis each
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "Mul": lambda inputs, _: inputs[0] * inputs[1],
     "Reshape": lambda inputs, _: inputs[0].reshape(inputs[1]),
