@@ -101,7 +101,7 @@ def outputs_over(
     """
     session = open_session(model, threads=threads)
     parts = list(in_order(partial(run, session), batches(samples, read_proto(model), batch), jobs))
-    return {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
+    return {name: joined(name, [part[name] for part in parts]) for name in parts[0]}
 
 
 def evaluate(
@@ -223,7 +223,12 @@ def _decibels(signal: float, noise: float) -> float:
     return min(LIMIT_DB, 10.0 * float(np.log10(signal / noise))) if signal > 0 else -LIMIT_DB
 
 
-def _joined(name: str, parts: list[Array]) -> Array:
+def joined(name: str, parts: list[Array]) -> Array:
+    """Return the parts of output `name` joined along axis 0.
+
+    Raises:
+        ModelError: Their shapes do not allow it.
+    """
     if len(parts) == 1:
         return parts[0]
     try:

@@ -27,7 +27,7 @@ def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
         index = producers.get(pending.pop())
         if index is not None and index not in needed:
             needed.add(index)
-            pending += _read_by(graph.node[index])
+            pending += read_by(graph.node[index])
     for index in range(len(graph.node) - 1, -1, -1):
         if index not in needed:
             del graph.node[index]
@@ -55,11 +55,11 @@ def open_outputs(
     return open_session(proto, threads=threads, folder=folder)
 
 
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the tensors that a node reads, those that its bodies take from outside included."""
     yield from node.input
     for attribute in node.attribute:
         for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
             yield from (output.name for output in graph.output)
             for inner in graph.node:
-                yield from _read_by(inner)
+                yield from read_by(inner)

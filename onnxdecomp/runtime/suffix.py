@@ -1,0 +1,154 @@
+"""Run only what comes after some tensors of a model: what stands before them is run once and kept.
+
+To see what many forms of one layer do to the outputs, nothing before the layer has to run again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.runtime.evaluate import Outputs, joined
+from onnxdecomp.runtime.in_order import in_order
+from onnxdecomp.runtime.outputs import open_outputs, read_by
+from onnxdecomp.runtime.samples import batches
+from onnxdecomp.runtime.session import Array, Feeds, open_session, run
+
+MAX_BYTES = 1 << 29
+"""Most memory that kept tensors may take."""
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The part of a model that depends on some of its tensors.
+
+    Args:
+        frontier: What that part reads of the rest, batch by batch.
+        outputs: Outputs of the model that it makes.
+        others: The other outputs, on all samples.
+        order: All outputs in the order of the model.
+    """
+
+    frontier: Sequence[Feeds]
+    outputs: tuple[str, ...]
+    others: Mapping[str, Array]
+    order: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        proto: onnx.ModelProto,
+        tensors: Collection[str],
+        samples: Mapping[str, Array],
+        reference: Outputs,
+        *,
+        batch: int,
+        jobs: int = 1,
+        max_bytes: int = MAX_BYTES,
+    ) -> "Suffix | None":
+        """Run the model up to some tensors of its main graph.
+
+        Args:
+            proto: The model, all of its weights inside.
+            tensors: Outputs of the nodes that will be replaced by others with the same inputs.
+            samples: As `load_samples` returns them, without labels.
+            reference: The model's outputs on them.
+            batch: Samples run at once where the model allows it.
+            jobs: Batches run side by side.
+            max_bytes: Most memory that the kept tensors may take.
+
+        Returns:
+            None when they would take more, or are not all plain tensors, or no output depends on `tensors`.
+        """
+        names, changed = _frontier(proto.graph, tensors)
+        order = tuple(output.name for output in proto.graph.output)
+        outputs = tuple(name for name in order if name in changed)
+        if not names or not outputs:
+            return None
+        session = open_outputs(proto, names)
+        kept: list[Feeds] = []
+        size_bytes = 0
+        for found in in_order(partial(run, session), batches(samples, proto, batch), jobs):
+            if not all(isinstance(array, np.ndarray) for array in found.values()):
+                return None
+            size_bytes += sum(array.nbytes for array in found.values())
+            if size_bytes > max_bytes:
+                return None
+            kept.append(found)
+        others = {name: reference[name] for name in order if name not in changed}
+        return cls(kept, outputs, others, order)
+
+    def run(self, proto: onnx.ModelProto, jobs: int = 1) -> Outputs:
+        """Return the outputs, on all samples, of a model that differs only behind the frontier.
+
+        Args:
+            proto: The model, all of its weights inside.
+            jobs: Batches run side by side.
+
+        Raises:
+            ModelError: onnxruntime cannot run it.
+        """
+        session = open_session(_cut(proto, self.frontier, self.outputs))
+        parts = list(in_order(partial(run, session), self.frontier, jobs))
+        made = {name: joined(name, [part[name] for part in parts]) for name in self.outputs}
+        return {name: made[name] if name in made else self.others[name] for name in self.order}
+
+
+def _frontier(graph: onnx.GraphProto, tensors: Collection[str]) -> tuple[list[str], set[str]]:
+    """Return what the nodes behind `tensors` read of the others, and all that depends on `tensors`.
+
+    The nodes that make `tensors` are among those behind.
+    """
+    constants = {initializer.name for initializer in graph.initializer}
+    varying = {entry.name for entry in graph.input} - constants
+    changed: set[str] = set()
+    read: dict[str, None] = {}
+    for node in graph.node:
+        inputs = [name for name in read_by(node) if name]
+        if varying.isdisjoint(inputs):
+            continue
+        varying.update(node.output)
+        if changed.isdisjoint(inputs) and not any(name in tensors for name in node.output):
+            continue
+        changed.update(name for name in node.output if name)
+        read.update(dict.fromkeys(inputs))
+    return [name for name in read if name in varying and name not in changed], changed
+
+
+def _cut(proto: onnx.ModelProto, frontier: Sequence[Feeds], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return the part of a model between the frontier and its outputs."""
+    producers = {name: index for index, node in enumerate(proto.graph.node) for name in node.output if name}
+    pending, needed, used = list(outputs), set(), set()
+    while pending:
+        name = pending.pop()
+        used.add(name)
+        index = producers.get(name)
+        if name not in frontier[0] and index is not None and index not in needed:
+            needed.add(index)
+            pending += read_by(proto.graph.node[index])
+    kinds = {entry.name: entry for entry in proto.graph.output}
+    graph = onnx.GraphProto(name=proto.graph.name)
+    graph.node.extend(proto.graph.node[index] for index in sorted(needed))
+    graph.initializer.extend(entry for entry in proto.graph.initializer if entry.name in used)
+    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    graph.input.extend(_input(name, [feed[name] for feed in frontier]) for name in frontier[0])
+    graph.output.extend(kinds[name] for name in outputs)
+    cut = onnx.ModelProto(ir_version=max(proto.ir_version, 4), graph=graph)
+    cut.opset_import.extend(proto.opset_import)
+    cut.functions.extend(proto.functions)
+    return cut
+
+
+def _input(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
+    """Return the input that takes all of these arrays: an axis on which they differ is open."""
+    first = arrays[0]
+    if any(array.ndim != first.ndim or array.dtype != first.dtype for array in arrays):
+        raise ModelError(f"Tensor '{name}' has another rank or type from one batch to the next.")
+    shape = [
+        sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(a.shape for a in arrays), strict=True)
+    ]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(first.dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, shape)

@@ -1,0 +1,83 @@
+"""The part of a model behind some tensors, run on what was kept of the rest."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.suffix import Suffix
+from tests.graph.models import normal, parse
+from tests.networks import network
+
+SAMPLES = {"x": normal(11, 4)}
+
+BRANCHES = parse("""g (float[N, 4] x) => (float[N, 4] early, float[N, 4] late, float[N, 4] chosen)
+<float[4, 4] w1 = {1,2,0,0, 0,1,0,3, 1,0,1,0, 0,0,2,1}, float[4, 4] w2 = {1,0,0,1, 0,2,0,0, 0,1,1,0, 3,0,0,1}>
+{
+    a = MatMul(x, w1)
+    early = Relu(a)
+    half = Constant <value_float = 0.5> ()
+    scale = Neg(half)
+    b = MatMul(early, w2)
+    scaled = Mul(b, scale)
+    late = Add(scaled, x)
+    total = ReduceSum <keepdims = 0> (a)
+    zero = Sub(half, half)
+    is_large = Greater(total, zero)
+    chosen = If (is_large) <
+        then_branch = t () => (float[N, 4] t_out) { t_out = Add(b, a) },
+        else_branch = e () => (float[N, 4] e_out) { e_out = Sub(b, a) }
+    >
+}""")
+"""A residual, an output before the layer, constants that are computed, and a body that reads from outside."""
+
+
+def doubled(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Return a copy of a model with one weight doubled."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    (weight,) = (entry for entry in copied.graph.initializer if entry.name == name)
+    weight.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(weight), name))
+    return copied
+
+
+def suffix_of(proto, tensor, samples, **options) -> Suffix | None:
+    return Suffix.of(proto, [tensor], samples, outputs_over(proto, samples, batch=4), batch=4, **options)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("proto", "tensor", "weight", "samples"),
+    [
+        (BRANCHES, "a", "w1", SAMPLES),
+        (BRANCHES, "b", "w2", SAMPLES),
+        (network(), "c1", "w1", {"x": normal(11, 16, 12, 12)}),
+        (network(), "c2", "w2", {"x": normal(11, 16, 12, 12)}),
+        (network(), "y", "w4", {"x": normal(11, 16, 12, 12)}),
+        (network(batch=2), "c2", "w2", {"x": normal(8, 16, 12, 12)}),
+    ],
+)
+def test_a_changed_layer_gives_the_outputs_of_the_whole_model(proto, tensor, weight, samples, jobs):
+    suffix = suffix_of(proto, tensor, samples, jobs=jobs)
+    changed = doubled(proto, weight)
+    found, expected = suffix.run(changed, jobs), outputs_over(changed, samples, batch=4)
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(found[list(found)[-1]], outputs_over(proto, samples)[list(found)[-1]])
+
+
+def test_nothing_before_the_layer_is_run_again():
+    suffix = suffix_of(BRANCHES, "b", SAMPLES)
+    assert set(suffix.frontier[0]) == {"early", "x", "a", "is_large"}
+    assert suffix.outputs == ("late", "chosen")
+    assert list(suffix.others) == ["early"]
+
+
+def test_no_more_memory_is_taken_than_allowed():
+    assert suffix_of(BRANCHES, "b", SAMPLES, max_bytes=100) is None
+
+
+def test_a_tensor_that_no_output_depends_on_has_no_suffix():
+    assert suffix_of(BRANCHES, "scale", SAMPLES) is None
