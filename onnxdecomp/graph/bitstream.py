@@ -60,11 +60,10 @@ def pack(values: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
 
 def working_bytes(width: int, opset: int) -> int:
     """Return the largest number of bytes per element that a node of the decoding makes."""
-    n_fields, n_bytes = WORDS[width]
     if opset < _BITSHIFT_OPSET:
         return 8
-    words = 8 * n_bytes / n_fields if n_bytes > 1 else 1
-    return max(4, int(np.ceil(words)), _UNSIGNED_BITS[_UNSIGNED[n_bytes]] // 8)
+    n_bytes = WORDS[width].n_bytes
+    return max(4, _UNSIGNED_BITS[_UNSIGNED[n_bytes]] // 8)
 
 
 def unpack(draft: Draft, planes: str, width: int, shape: tuple[int, ...]) -> str:
@@ -87,12 +86,11 @@ def _by_shifts(draft: Draft, planes: str, width: int) -> str:
     n_fields, n_bytes = WORDS[width]
     unsigned = _UNSIGNED[n_bytes]
     bits = _UNSIGNED_BITS[unsigned]
+    dtype = np.dtype(f"uint{bits}")
     word = planes
     if n_bytes > 1:
-        place_values = draft.shared(f"places{n_bytes}", 256 ** np.arange(n_bytes, dtype=np.int64)[None])
-        word = draft.node("MatMul", place_values, draft.cast(planes, TensorProto.INT64))  # (1, words)
-        word = draft.cast(word, unsigned)
-    dtype = np.dtype(f"uint{bits}")
+        places = draft.shared(f"places{n_bytes}", 256 ** np.arange(n_bytes, dtype=dtype)[None])
+        word = draft.node("MatMul", places, draft.cast(planes, unsigned))  # (1, words)
     above = bits - width * (1 + np.arange(n_fields)[:, None])  # (fields, 1)
     left = draft.shared(f"left{width}", above.astype(dtype))
     right = draft.shared(f"right{width}", np.array(bits - width, dtype))
@@ -114,7 +112,7 @@ def _by_division(draft: Draft, planes: str, width: int) -> str:
         for row in rows[1:]:
             word = draft.node("Add", word, draft.node("Gather", parts, row))
     below = draft.shared(f"below{width}", 2 ** (width * np.arange(n_fields, dtype=np.int64)[:, None]))
-    size = draft.shared(f"size{width}", np.array(2**width, np.int64))
+    size = draft.shared(f"values{width}", np.array(2**width, np.int64))
     field = draft.node("Div", word, below)
     above = draft.node("Mul", draft.node("Div", field, size), size)
     return draft.node("Sub", field, above)

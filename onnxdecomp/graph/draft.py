@@ -75,7 +75,8 @@ class Draft:
         """Add a Reshape."""
         if len(shape) == 1:
             return self.flatten(value)
-        return self.node("Reshape", value, self.constant("shape", np.array(shape, np.int64)))
+        label = "shape" + "x".join(map(str, shape))
+        return self.node("Reshape", value, self.shared(label, np.array(shape, np.int64)))
 
     def flatten(self, value: str) -> str:
         """Add a Reshape to one axis."""
@@ -86,4 +87,6 @@ class Draft:
         if self.opset < _SLICE_BY_INPUTS_OPSET:
             return self.node("Slice", value, starts=[0], ends=[n_values])
         start = self.shared("start", np.array([0], np.int64))
-        return self.node("Slice", value, start, self.constant("count", np.array([n_values], np.int64)))
+        return self.node(
+            "Slice", value, start, self.shared(f"size{n_values}", np.array([n_values], np.int64))
+        )
