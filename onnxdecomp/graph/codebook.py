@@ -10,7 +10,6 @@ The tensor keeps its name, so whatever uses it stays as it is.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -20,9 +19,10 @@ from onnxdecomp.graph.decode import bytes_per_element, decode
 from onnxdecomp.graph.draft import Draft
 from onnxdecomp.graph.external import tensor_bytes
 from onnxdecomp.graph.io import Model
-from onnxdecomp.graph.lens import STANDARD_DOMAINS, opset
+from onnxdecomp.graph.lens import opset
 from onnxdecomp.graph.names import MARK, fresh, graphs_by_scope, put_initializer, taken_prefixes
 from onnxdecomp.graph.stored import StoredCodebook
+from onnxdecomp.graph.tensors import dense_constants
 from onnxdecomp.graph.weights import FLOAT_TYPES
 
 __all__ = ["DECODED", "FOLDING_LIMIT_BYTES", "CodebookWriter", "StoredCodebook"]
@@ -38,14 +38,6 @@ LEAST_OPSET = 7
 
 _SPARE_ELEMENTS = 8
 _IR_WITHOUT_HIDDEN_CONSTANTS = 3
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """Where a tensor stands: an initializer of a graph, or the value of its node at `node`."""
-
-    tensor: onnx.TensorProto
-    node: int | None = None
 
 
 class CodebookWriter:
@@ -72,11 +64,7 @@ class CodebookWriter:
         self._opset = opset(model.proto)
         self._ir_version = model.proto.ir_version
         self._graphs = graphs_by_scope(model.proto)
-        self._holders = {
-            (scope, holder.tensor.name if holder.node is None else graph.node[holder.node].output[0]): holder
-            for scope, graph in self._graphs.items()
-            for holder in _holders(graph)
-        }
+        self._constants = dense_constants(model.proto)
         self._prefixes = set(taken_prefixes(model.proto))
         self._shared_prefix = fresh("", self._prefixes) + MARK
         self._shared: dict[str, onnx.TensorProto] = {}
@@ -92,10 +80,10 @@ class CodebookWriter:
         graph = self._graphs.get(scope)
         if graph is not None and any(sparse.values.name == name for sparse in graph.sparse_initializer):
             return "it is stored as a sparse tensor"
-        holder = self._holders.get((scope, name))
-        if holder is None or graph is None:
+        constant = self._constants.get((scope, name))
+        if constant is None or graph is None:
             return f"'{name}' is no dense constant of its graph (one inside a function is not reached)"
-        if holder.tensor.data_type not in FLOAT_TYPES:
+        if constant.tensor.data_type not in FLOAT_TYPES:
             return "it is not of a float type (32, 64 or 16 bits, or bfloat16)"
         if self._opset < LEAST_OPSET:
             return (
@@ -109,7 +97,7 @@ class CodebookWriter:
             return f"it stands in a body of a model of IR version {self._ir_version}"
         if not old_ir and any(value.name == name for value in graph.input):
             return "it is also an input of the model, which a caller may override"
-        size_bytes = tensor_bytes(holder.tensor)
+        size_bytes = tensor_bytes(constant.tensor)
         if size_bytes > self._limit_bytes:
             return (
                 f"its {size_bytes} bytes are more than the {self._limit_bytes} that onnxruntime computes at "
@@ -126,15 +114,15 @@ class CodebookWriter:
         problem = self.refusal(name, scope)
         if problem is None and (scope, name) in self._drafts:
             problem = "it was stored already"
-        holder = self._holders.get((scope, name))
-        if holder and tuple(holder.tensor.dims) != codebook.indices.shape:
-            problem = f"its shape is {list(holder.tensor.dims)}, not {list(codebook.indices.shape)}"
-        if problem or holder is None:
+        constant = self._constants.get((scope, name))
+        if constant and tuple(constant.tensor.dims) != codebook.indices.shape:
+            problem = f"its shape is {list(constant.tensor.dims)}, not {list(codebook.indices.shape)}"
+        if problem or constant is None:
             raise ValueError(f"{name}: {problem}")
         prefix = fresh(name, self._prefixes) + MARK
         inner_prefix = f"{self._shared_prefix}{len(self._drafts)}."
         draft = Draft(prefix, inner_prefix, self._opset, self._store, self._share)
-        data_type = holder.tensor.data_type
+        data_type = constant.tensor.data_type
         pieces = [
             decode(draft, piece, data_type, self._ir_version) for piece in self._pieces(codebook, data_type)
         ]
@@ -181,15 +169,6 @@ class CodebookWriter:
         if label not in self._shared:
             self._shared[label] = self._store(self._shared_prefix + label, array)
         return self._shared_prefix + label
-
-
-def _holders(graph: onnx.GraphProto) -> list[_Holder]:
-    """Return the dense constants of a graph."""
-    found = [_Holder(tensor) for tensor in graph.initializer]
-    for index, node in enumerate(graph.node):
-        if node.op_type == "Constant" and node.domain in STANDARD_DOMAINS:
-            found += [_Holder(a.t, index) for a in node.attribute if a.name == "value"]
-    return found
 
 
 def _insert_nodes(graph: onnx.GraphProto, drafts: dict[str, Draft]) -> None:

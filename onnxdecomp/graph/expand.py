@@ -65,15 +65,18 @@ def expand(model: Model, add_tensor: Callable[..., onnx.TensorProto]) -> Expande
         roots = {node.output[0]: node.name for node in graph.node if node.name.endswith(DECODED)}
         if not roots:
             continue
-        traces[scope] = _Trace(model, scope)
+        trace = traces[scope] = _Trace(model, scope)
+        for name in roots:
+            trace.follow(name)
+        _drop_nodes(graph, roots.keys(), trace.computed)
+        remove(graph.value_info, trace.computed - roots.keys())
+        used = set(used_names(graph))
         for name, label in roots.items():
-            values = traces[scope].value(name)
-            tensor = add_tensor(name, values, values.dtype)
             indices = label.removesuffix(DECODED) + MARK + INDICES
-            put_initializer(graph, tensor, indices, input_too=old_ir)
+            place = "" if indices in used else indices
+            value = trace.value(name)  # one after the other: memory holds one
+            put_initializer(graph, add_tensor(name, value, value.dtype), place, input_too=old_ir)
             names.append(scope + name)
-        _drop_nodes(graph, roots.keys(), traces[scope].computed)
-        remove(graph.value_info, traces[scope].computed - roots.keys())
     for home, trace in traces.items():
         for scope, graph in graphs.items():
             if home.startswith(scope):
@@ -104,27 +107,32 @@ class _Trace:
         self.leaves: set[str] = set()
         self.computed: set[str] = set()
 
-    def value(self, name: str) -> Array:
-        """Return the value of a tensor.
+    def follow(self, name: str) -> None:
+        """Note what a tensor is computed from.
 
         Raises:
             ModelError: It depends on more than initializers and the operators that decode.
         """
         node = self._makers.get(name)
+        what = f"'{name}', which decodes a codebook,"
+        if node is None and name not in self._tensors:
+            raise ModelError(f"{what} is no constant: the model was altered")
         if node is None:
-            tensor = self._tensors.get(name)
-            if tensor is None:
-                raise ModelError(f"'{name}', which decodes a codebook, is no constant: the model was altered")
             self.leaves.add(name)
-            return self._model.array(tensor)
-        compute = _OPERATORS.get(node.op_type)
-        if compute is None:
-            raise ModelError(
-                f"'{name}', which decodes a codebook, comes from {node.op_type}: the model was altered"
-            )
+            return
+        if node.op_type not in _OPERATORS:
+            raise ModelError(f"{what} comes from {node.op_type}: the model was altered")
         self.computed.add(name)
+        for source in node.input:
+            self.follow(source)
+
+    def value(self, name: str) -> Array:
+        """Compute a tensor that was followed."""
+        node = self._makers.get(name)
+        if node is None:
+            return self._model.array(self._tensors[name])
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        return compute([self.value(source) for source in node.input], attributes)
+        return _OPERATORS[node.op_type]([self.value(source) for source in node.input], attributes)
 
 
 def _drop_nodes(graph: onnx.GraphProto, roots: Set[str], computed: Set[str]) -> None:

@@ -359,40 +359,6 @@ def test_nothing_stored_changes_nothing() -> None:
     assert with_codebooks(proto, {}).SerializeToString() == proto.SerializeToString()
 
 
-@pytest.mark.parametrize("ir", [3, 8])
-@pytest.mark.parametrize("bits", [3, 8, 13])
-def test_a_model_comes_back_byte_for_byte(bits: int, ir: int) -> None:
-    proto = parse(
-        "g (float[2,7] x) => (float[2,9] y) { a = MatMul(x, w) b = MatMul(a, v) y = Add(b, c) }",
-        {"w": normal(7, 7), "v": normal(7, 9), "c": normal(9)},
-        ir=ir,
-    )
-    proto.graph.initializer[1].doc_string = "kept"
-    proto.graph.initializer[1].metadata_props.add(key="kept", value="too")
-    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [7, 7]))
-    codebooks = {
-        "w": random_codebook((7, 7), bits),
-        "v": random_codebook((7, 9), bits, axis=1, group_size=4, scale="channel"),
-    }
-    for tensor in proto.graph.initializer[:2]:
-        tensor.raw_data = codebooks[tensor.name].dense(np.float32).tobytes()
-    back = expanded(with_codebooks(proto, codebooks))
-    assert back.names == ("w", "v")
-    assert back.proto.SerializeToString(deterministic=True) == proto.SerializeToString(deterministic=True)
-
-
-def test_value_infos_of_the_decoding_go_with_it() -> None:
-    proto = identity(17)
-    inferred = onnx.shape_inference.infer_shapes(with_codebooks(proto, {"w": random_codebook(SHAPE, 3)}))
-    assert {value.name for value in expanded(inferred).proto.graph.value_info} <= {"w"}
-
-
-def test_expanding_a_model_without_codebooks_changes_nothing() -> None:
-    back = expanded(in_a_body())
-    assert back.names == ()
-    assert back.proto == in_a_body()
-
-
 def refusal(proto: onnx.ModelProto, name: str = "w", scope: str = "", **options: int) -> str:
     """Return why a tensor cannot be written as a codebook."""
     model = load(proto)
