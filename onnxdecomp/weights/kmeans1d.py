@@ -1,0 +1,402 @@
+"""Optimal k-means of weighted numbers: the centroids with the least weighted sum of squared distances.
+
+On a line the clusters are intervals of the sorted values, so their edges are what is sought. With prefix sums
+of the weights h and of h x, an interval's cost is a matter of four numbers::
+
+    sum h (x - c)^2  =  sum h x^2 - (sum h x)^2 / sum h        at its best centroid c = sum h x / sum h
+
+1. The values are merged into at most `MAX_CELLS` cells, most of them where the density to the power 1/3 says
+   that the optimum has its edges (all cells when there are no more values than that).
+2. Dynamic programming over the cells: exact. No cluster of the optimum costs more than a known solution as a
+   whole, which leaves a narrow band of intervals; it is searched in one piece for each further centroid.
+3. Lloyd's iteration over the values.
+4. Dynamic programming over the values again, each edge free in a window around where it is, first in large
+   steps, then in single values.
+
+More than `MAX_EXACT` centroids start at quantiles of the density to the power 1/3, which are optimal in the
+limit, and only Lloyd's iteration follows. More than `MAX_SORTED` values are not sorted but counted into some
+million cells; centroids then differ from those of the sorted values by less than a cell.
+
+Source: Wang and Song, "Ckmeans.1d.dp: optimal k-means clustering in one dimension by dynamic programming",
+The R Journal 3 (2011); Panter and Dite, "Quantization distortion in pulse-count modulation with nonuniform
+spacing of levels", Proceedings of the IRE 39 (1951), for the density to the power 1/3.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from onnxdecomp.methods.base import FloatArray
+from onnxdecomp.weights.nearest import Floats, Keys, binary_exponent, chunks, largest_magnitude
+
+Edges = NDArray[np.intp]
+"""``(K + 1,)``: cluster k is ``values[edges[k]:edges[k + 1]]``, never empty."""
+
+MAX_EXACT = 256
+"""Most centroids for which dynamic programming is worth its time."""
+
+MAX_SORTED = 1 << 22
+"""Most values that are sorted."""
+
+MIN_CELLS, MAX_CELLS, CELLS_PER_CENTROID = 1024, 4096, 16
+FEW_VALUES = 1 << 15
+
+MAX_LLOYD_STEPS = 100
+
+WINDOW = 12
+"""Places left and right of an edge at which a window looks for a better one."""
+
+OFFSETS = np.arange(-WINDOW, WINDOW + 1)
+
+SEGMENT = 64
+"""Clusters whose edges are sought together in their windows."""
+
+MAX_WINDOWS = 24
+
+MIN_GAIN = 1e-9
+"""Share of the loss that a pass over the windows is worth."""
+
+KEY_BITS = 17
+COUNT_CHUNK = 1 << 22
+KNOTS, TAIL = 1 << 14, 1 << 11
+
+
+@dataclass(frozen=True)
+class Line:
+    """Distinct weighted values in rising order, as prefix sums.
+
+    Args:
+        values: ``(n,)``, rising, in units of ``2^exponent``.
+        mass: ``(n + 1,)`` sum of the weights before each value.
+        moment: ``(n + 1,)`` sum of weight times ``value - center`` before each value.
+        center: About the mean of the values.
+        spread: Sum of weight times ``(value - center)^2``, in the same units.
+        exponent: Of the unit.
+    """
+
+    values: Floats
+    mass: Floats
+    moment: Floats
+    center: float
+    spread: float
+    exponent: int
+
+    @classmethod
+    def of(cls, values: FloatArray, weights: FloatArray | None = None) -> "Line":
+        """Return the line of an array of any shape; `weights` is broadcast to it, None counts each once.
+
+        Weights that are all zero count as none. Memory beyond the input: some 50 bytes a value where they
+        are sorted, else some 300 MB.
+
+        Raises:
+            ValueError: There is no value, one is not finite, or a weight is negative or not finite.
+        """
+        largest = largest_magnitude(values)
+        if values.size == 0 or not np.isfinite(largest):
+            what = "there are none" if values.size == 0 else "some are infinite or not a number"
+            raise ValueError(f"the weights cannot be clustered: {what}")
+        if weights is not None:
+            weights = _checked(np.broadcast_to(weights, values.shape))
+        exponent = binary_exponent(largest)
+        if values.size <= MAX_SORTED:
+            return cls(*_sorted(values, weights, exponent), exponent)
+        return cls(*_counted(values, weights, largest), exponent)
+
+    @property
+    def energy(self) -> float:
+        """Sum of weight times value squared."""
+        mass, moment = float(self.mass[-1]), float(self.moment[-1])
+        inner = self.spread + 2 * self.center * moment + self.center**2 * mass
+        return float(np.ldexp(inner, 2 * self.exponent))
+
+    def loss(self, centroids: Floats) -> float:
+        """Return the sum of weight times squared distance to the nearest of rising centroids ``(K,)``."""
+        scaled = np.ldexp(centroids, -self.exponent)
+        inner = np.searchsorted(self.values, scaled[:-1] / 2 + scaled[1:] / 2)
+        edges = np.concatenate([[0], inner, [len(self.values)]])
+        mass, moment, around = np.diff(self.mass[edges]), np.diff(self.moment[edges]), scaled - self.center
+        lost = self.spread + float(np.sum(around**2 * mass - 2 * around * moment))
+        return float(np.ldexp(max(lost, 0.0), 2 * self.exponent))
+
+    def centroids(self, n_centroids: int) -> Floats:
+        """Return at most `n_centroids` rising centroids with the least `loss`; the same ones each time.
+
+        When there are no more distinct values than centroids, these values are returned.
+        """
+        if len(self.values) <= n_centroids:
+            return np.ldexp(self.values, self.exponent)
+        if n_centroids > MAX_EXACT:
+            edges = lloyd(self, windowed(self, lloyd(self, companded(self, n_centroids))))
+        else:
+            few = len(self.values) <= FEW_VALUES  # their sums are rough, and nearby optima many
+            n_cells = MAX_CELLS if few else max(CELLS_PER_CENTROID * n_centroids, MIN_CELLS)
+            line, places = self._merged(n_cells)
+            edges = optimal(line, n_centroids)
+            if len(line.values) < len(self.values):
+                edges = lloyd(self, windowed(self, lloyd(self, places[edges])))
+        return np.ldexp(self.means(edges), self.exponent)
+
+    def means(self, edges: Edges) -> Floats:
+        """Return ``(K,)``, the best centroid of each cluster."""
+        means: Floats = np.diff(self.moment[edges]) / np.diff(self.mass[edges]) + self.center
+        return means
+
+    def cost(self, edges: Edges) -> float:
+        """Return the loss of the best centroids of clusters, less the spread: negative or zero."""
+        return float(-np.sum(np.diff(self.moment[edges]) ** 2 / np.diff(self.mass[edges])))
+
+    def _merged(self, n_cells: int) -> tuple["Line", Edges]:
+        """Return a line of at most `n_cells` cells, and where each begins among the values."""
+        if len(self.values) <= n_cells:
+            return self, np.arange(len(self.values) + 1)
+        places = companded(self, n_cells)
+        mass, moment, means = self.mass[places], self.moment[places], self.means(places)
+        return Line(means, mass, moment, self.center, self.spread, self.exponent), places
+
+
+def companded(line: Line, n_parts: int) -> Edges:
+    """Return the edges of parts over each of which the density to the power 1/3 has the same integral.
+
+    Where values are so far apart that the parts would be more than the values, each value is a part.
+    """
+    n = len(line.values)
+    wanted = np.linspace(0.0, line.mass[-1], min(n, KNOTS) + 1)[1:-1]
+    inner = np.searchsorted(line.mass, wanted, "right") - 1
+    ends = np.arange(min(n, TAIL))
+    knots = np.unique(np.concatenate([ends, inner, n - 1 - ends]))
+    counts, gaps, mass = np.diff(knots), np.diff(line.values[knots]), np.diff(line.mass[knots])
+    free = np.cbrt(mass * gaps**2)
+    area = _prefix(np.minimum(free, counts * _level(free, counts, n_parts)))
+    cuts = np.interp(np.linspace(0.0, area[-1], n_parts + 1)[1:-1], area, knots)
+    return _not_empty(np.ceil(cuts).astype(np.intp), n)
+
+
+def _level(free: Floats, counts: Edges, n_parts: int) -> float:
+    """Return the level whose `n_parts`-fold is the sum of what is free, at most counts times the level."""
+    order = np.argsort(-free / counts, kind="stable")
+    capped, n_left = _prefix(free[order]), n_parts - np.append(0, np.cumsum(counts[order]))
+    open_ = n_left > 0
+    levels = (capped[-1] - capped[open_]) / n_left[open_]
+    highest = np.append((free / counts)[order], 0.0)[: len(levels)]
+    return float(levels[np.argmax(highest <= levels)])
+
+
+def lloyd(line: Line, edges: Edges) -> Edges:
+    """Return edges in the middle between neighbouring means, by iteration; the cost never rises."""
+    cost = line.cost(edges)
+    for _ in range(MAX_LLOYD_STEPS):
+        means = line.means(edges)
+        moved = _not_empty(np.searchsorted(line.values, (means[:-1] + means[1:]) / 2), len(line.values))
+        lower = line.cost(moved)
+        if not lower < cost:
+            break
+        edges, cost = moved, lower
+    return edges
+
+
+def optimal(line: Line, n_clusters: int) -> Edges:
+    """Return the edges with the least cost of any, by dynamic programming.
+
+    Work: K n w operations for n values, w being the most neighbours that one cluster of the optimum can
+    have; of the order of n / K^(2/3) where the values are companded cells.
+    """
+    n = len(line.values)
+    width = _widest(line, lloyd(line, companded(line, n_clusters)))
+    ends = np.arange(1, n + 1)
+    starts = np.maximum(ends - width + np.arange(width)[:, np.newaxis], 0)  # (w, n)
+    costs = np.square(line.moment[ends] - line.moment[starts])
+    costs /= line.mass[starts] - line.mass[ends]  # negative
+    least = np.full((n_clusters + 1, width + n + 1), np.inf)  # of the values before each; w do not exist
+    least[0, width] = 0.0
+    total = np.empty_like(costs)
+    for before, after in pairwise(least):
+        np.add(sliding_window_view(before, n)[1:-1], costs, out=total)
+        np.min(total, axis=0, out=after[width + 1 :])
+    edges = [n]
+    for before in least[-2::-1]:
+        end = edges[-1]
+        edges.append(end - width + int(np.argmin(before[end : end + width] + costs[:, end - 1])))
+    return np.array(edges[::-1])
+
+
+def _widest(line: Line, edges: Edges) -> int:
+    """Return the most values in one cluster whose loss is no more than that of known edges as a whole."""
+    mass = np.diff(line.mass)
+    places = np.diff(line.moment) / mass
+    second = _prefix(mass * places**2)
+    slack = 1e-12 * float(second[-1])  # what rounding may hide
+    bound = float(second[-1]) + line.cost(edges) + slack
+    ends = np.arange(1, len(mass) + 1)
+    low, high = np.zeros_like(ends), ends - 1  # a cluster of one value costs nothing
+    while np.any(low < high):
+        middle = (low + high) // 2
+        moment = line.moment[ends] - line.moment[middle]
+        loss = second[ends] - second[middle] - moment**2 / (line.mass[ends] - line.mass[middle])
+        fits = loss <= bound
+        low, high = np.where(fits, low, middle + 1), np.where(fits, middle, high)
+    return int(np.max(ends - low))
+
+
+def windowed(line: Line, edges: Edges) -> Edges:
+    """Return edges that are the best of all in windows around them, at falling distances down to one value.
+
+    A window reaches over one and a half clusters at first. Beyond `SEGMENT` clusters, edges at that distance
+    stay where they are for one pass, others for the next.
+
+    Work: K (2 WINDOW + 1)^2 operations for each of some passes.
+    """
+    steps = np.maximum((edges[2:] - edges[:-2]) // 16, 1)
+    cost, n_vain = line.cost(edges), 0
+    n_offsets = 2 if len(steps) >= SEGMENT else 1
+    for at in range(MAX_WINDOWS):
+        moved = _best_in_windows(line, edges, steps, at % n_offsets * SEGMENT // 2)
+        gain = cost - line.cost(moved)
+        n_vain = 0 if gain > MIN_GAIN * (line.spread + cost) else n_vain + 1
+        if gain > 0:
+            edges, cost = moved, cost - gain
+        if n_vain >= n_offsets and np.all(steps == 1):
+            break
+        steps = np.maximum(steps // 4, 1)
+    return edges
+
+
+def _best_in_windows(line: Line, edges: Edges, steps: Edges, first: int) -> Edges:
+    """Return the best edges of which each is within WINDOW times its own step of where it was.
+
+    Edge `first` and each SEGMENT-th after it stay; the segments between them are solved side by side.
+    """
+    n, n_clusters = len(line.values), len(edges) - 1
+    size = min(SEGMENT, n_clusters)
+    front = -first % size
+    back = -(front + n_clusters) % size
+    order = np.arange(-front, n_clusters + back + 1)
+    own = np.zeros(len(order), np.intp)
+    own[front + 1 : front + n_clusters] = steps
+    own[::size] = 0
+    wanted = np.pad(edges, (front, back), "edge")[:, np.newaxis] + own[:, np.newaxis] * OFFSETS
+    least = np.clip(order, 0, n)[:, np.newaxis]
+    most = np.clip(n - n_clusters + order, 0, n)[:, np.newaxis]
+    windows = np.clip(wanted, least, most)  # (segments S + 1, w)
+    at = np.arange(len(order) // size) * size + np.arange(size + 1)[:, np.newaxis]
+    found = _cheapest_path(line, windows[at])  # (S + 1, segments)
+    path = np.append(found[:-1].T.reshape(-1), n)
+    return path[front : front + n_clusters + 1]
+
+
+def _cheapest_path(line: Line, windows: Edges) -> Edges:
+    """Return the cheapest edges ``(S + 1, m)`` in windows ``(S + 1, m, w)``; the ends have no choice."""
+    sums = np.zeros(windows.shape)  # least cost up to each place
+    for at in range(1, len(windows)):
+        before = windows[at - 1, :, :, np.newaxis]  # (m, w, 1)
+        costs = _costs(line, before, windows[at, :, np.newaxis, :])  # (m, w, w)
+        costs += sums[at - 1, :, :, np.newaxis]
+        np.min(costs, axis=1, out=sums[at])
+    path = np.empty(windows.shape[:2], np.intp)
+    path[-1] = windows[-1, :, 0]
+    rows = np.arange(windows.shape[1])
+    for at in range(len(windows) - 1, 0, -1):
+        costs = sums[at - 1] + _costs(line, windows[at - 1], path[at, :, np.newaxis])  # (m, w)
+        path[at - 1] = windows[at - 1, rows, np.argmin(costs, axis=1)]
+    return path
+
+
+def _costs(line: Line, starts: Edges, ends: Edges) -> Floats:
+    """Return the cost of clusters between places; without limit where there is no value between them.
+
+    Nothing before the first value and after the last one costs nothing.
+    """
+    mass = line.mass[ends] - line.mass[starts]
+    costs = np.square(line.moment[ends] - line.moment[starts])
+    empty = mass <= 0
+    mass[empty] = -1.0
+    costs /= -mass
+    costs[empty] = np.broadcast_to(
+        np.where((ends == 0) | (starts == len(line.values)), 0.0, np.inf), mass.shape
+    )[empty]
+    return costs
+
+
+def _not_empty(inner: Edges, n: int) -> Edges:
+    """Return ``(K + 1,)`` edges of n values from K - 1 that never fall, moved where a cluster was empty.
+
+    What moves an edge takes single values out of a larger cluster, which never raises the cost.
+    """
+    order = np.arange(1, len(inner) + 1)
+    rising = np.maximum.accumulate(np.maximum(inner - order, 0)) + order
+    return np.concatenate([[0], np.minimum(rising, n - 1 - len(inner) + order), [n]])
+
+
+def _prefix(terms: Floats) -> Floats:
+    sums = np.empty(len(terms) + 1)
+    sums[0] = 0.0
+    np.cumsum(terms, out=sums[1:])
+    return sums
+
+
+def _checked(weights: FloatArray) -> FloatArray | None:
+    """Return weights that are fit to be used; None when all are zero."""
+    low, high = float(np.min(weights)), float(np.max(weights))
+    if not (low >= 0 and np.isfinite(high)):
+        raise ValueError(
+            "the weights cannot be clustered: their importance is negative, infinite or no number"
+        )
+    return weights if high > 0 else None
+
+
+Sums = tuple[Floats, Floats, Floats, float, float]
+"""Of a `Line`: values, mass, moment, center and spread."""
+
+
+def _sorted(values: FloatArray, weights: FloatArray | None, exponent: int) -> Sums:
+    """Return the sums of the distinct values of an array."""
+    flat = values.reshape(-1)
+    if flat.dtype == np.float16:
+        flat = flat.astype(np.float32)  # sorted faster
+    each: Floats | None = None
+    if weights is None:
+        rising = np.sort(flat)
+    else:
+        order = np.argsort(flat, kind="stable")
+        each = weights.reshape(-1)[order].astype(np.float64)
+        rising, each = flat[order][each > 0], each[each > 0]
+    starts = np.flatnonzero(rising[1:] != rising[:-1]) + 1
+    starts = np.concatenate([[0], starts])
+    places = np.ldexp(rising[starts], -exponent, dtype=np.float64)
+    mass = np.append(starts, len(rising)).astype(np.float64)
+    if each is not None:
+        mass = _prefix(np.add.reduceat(each, starts))
+    return _summed(places, mass)
+
+
+def _summed(places: Floats, mass: Floats, hidden: float = 0.0) -> Sums:
+    """Return the sums of rising places ``(n,)`` with the weights ``(n + 1,)`` before each."""
+    atoms = np.diff(mass)
+    center = float(np.dot(atoms, places)) / float(mass[-1])
+    around = places - center
+    atoms *= around
+    return places, mass, _prefix(atoms), center, float(np.dot(atoms, around)) + hidden
+
+
+def _counted(values: FloatArray, weights: FloatArray | None, largest: float) -> Sums:
+    """Return the sums of cells of near values: their means stand for them."""
+    keys, exponent = Keys(largest, KEY_BITS), binary_exponent(largest)
+    mass, first, second = np.zeros(keys.n_keys), np.zeros(keys.n_keys), 0.0
+    for place, part in chunks(values, COUNT_CHUNK):
+        at = keys.of(part)
+        scaled = np.ldexp(part, -exponent, dtype=np.float64)
+        if weights is None:
+            mass += np.bincount(at, minlength=keys.n_keys)
+            second += float(np.dot(scaled, scaled))
+        else:
+            each = np.asarray(weights.flat[place], np.float64)
+            mass += np.bincount(at, each, keys.n_keys)
+            second += float(np.dot(scaled * scaled, each))
+            scaled *= each
+        first += np.bincount(at, scaled, keys.n_keys)
+    seen = np.flatnonzero(mass)
+    mass, first = mass[seen], first[seen]
+    hidden = second - float(np.dot(first, first / mass))  # what the means of cells do not show
+    return _summed(first / mass, _prefix(mass), max(hidden, 0.0))
