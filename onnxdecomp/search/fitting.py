@@ -3,13 +3,14 @@
 Nothing here knows onnx or onnxruntime, so a worker starts at once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 
-from onnxdecomp.methods.base import Chain, FloatArray, Method, recompose
+from onnxdecomp.methods.base import Chain, FloatArray, Method, Ranks, recompose
 from onnxdecomp.ranks.search import within_budget
 from onnxdecomp.ranks.study import Candidate, Study
 from onnxdecomp.weights.fit import Data, Fit
@@ -31,6 +32,9 @@ SLACK = 1.15
 MAX_TIMED = 24
 """Candidates of a layer that are timed."""
 
+MAX_HELD_BYTES = 2**28
+"""What the layers that chains were made of last may take together."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -41,7 +45,9 @@ class Task:
         moments: Of its input.
         bias: What it adds to every output, ``(O,)``; None when that cannot be changed.
         fit: How to fit.
-        candidates: What to fit, the one with the most MACs first; empty while candidates are looked for.
+        candidates: What to fit; empty while candidates are looked for.
+        largest: Largest rank that a method with one rank is analyzed for, by its full name: the last bits of
+            a chain depend on it, and must not on what else is fitted.
     """
 
     study: Study
@@ -49,6 +55,7 @@ class Task:
     bias: FloatArray | None
     fit: Fit
     candidates: Sequence[Candidate] = ()
+    largest: Mapping[str, Ranks] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,47 @@ def spread(task: Task) -> list[Candidate] | str:
 def fitted(task: Task) -> list[Fitted]:
     """Return the chain of every candidate, fitted to the data."""
     study = _with_data(task)
-    return [_fitted(study, candidate, task.bias) for candidate in task.candidates]
+    return [_fitted(study, candidate, task) for candidate in task.candidates]
+
+
+def largest_ranks(candidates: Sequence[Candidate]) -> dict[str, Ranks]:
+    """Return the largest rank of each method that has one rank, by its full name."""
+    found: dict[str, Ranks] = {}
+    for candidate in candidates:
+        if len(candidate.ranks) == 1:
+            name = candidate.method.full_name
+            found[name] = max(candidate.ranks, found.get(name, candidate.ranks))
+    return found
+
+
+class Fitter:
+    """Makes chains one by one, bit for bit as `fitted` makes them together.
+
+    What the last ones were made from is held for the next ones of the same layer and fit.
+
+    Args:
+        max_bytes: About what that may take.
+    """
+
+    def __init__(self, max_bytes: int = MAX_HELD_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._studies: OrderedDict[tuple[str, Fit], Study] = OrderedDict()
+
+    def fitted(self, task: Task) -> Fitted:
+        """Return the chain of the one candidate of a task; no two threads may ask at once."""
+        key = task.study.layer.key, task.fit
+        study = self._studies.pop(key, None) or _with_data(task)
+        self._studies[key] = study
+        while len(self._studies) > 1 and sum(map(_held_bytes, self._studies.values())) > self._max_bytes:
+            self._studies.popitem(last=False)
+        (candidate,) = task.candidates
+        return _fitted(study, candidate, task)
+
+
+def _held_bytes(study: Study) -> int:
+    """Return about what a study with data takes: a moment, a root and its inverse, and factors."""
+    assert study.data is not None
+    return 3 * study.data.metric.moment.nbytes + 4 * study.data.metric.weight.nbytes
 
 
 def _with_data(task: Task) -> Study:
@@ -110,8 +157,13 @@ def _with_data(task: Task) -> Study:
     return replace(task.study, weight=weight, data=Data(metric, task.fit), _analyses={})
 
 
-def _fitted(study: Study, candidate: Candidate, bias: FloatArray | None) -> Fitted:
+def _fitted(study: Study, candidate: Candidate, task: Task) -> Fitted:
+    """Return the chain of a candidate, whatever was made before it."""
+    if not candidate.method.nested:  # one solve would see the others
+        study = replace(study, _analyses={})
+    study.analysis(candidate.method, task.largest.get(candidate.method.full_name))
     assert study.data is not None
+    bias = task.bias
     chain, error = study.chain(candidate)
     chain = replace(chain, weights=tuple(np.ascontiguousarray(weight) for weight in chain.weights))
     if bias is not None:

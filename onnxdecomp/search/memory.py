@@ -1,22 +1,28 @@
-"""What a search measured, kept for the next one: by the contents of model, samples and chains."""
+"""What a search found out, kept for the next one: by the contents of model, samples and code.
+
+What follows from those and from a name, as the chain of a method, its ranks and a fit does, is known by that
+name: so what such a chain does to the network is known before the chain is made.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model
-from onnxdecomp.runtime.cache import Cache
+from onnxdecomp.runtime.cache import PLAIN_KINDS, Cache
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.search.replacement import Replacements
 from onnxdecomp.weights.moments import Moments
 
 MAX_KEPT_BYTES = 1 << 25
-"""Moments of a layer that are larger than this are gathered anew each time."""
+"""Moments of a layer, or outputs of the original, that are larger than this are made anew each time."""
 
-Figures = dict[str, float]
 Gather = Callable[[Sequence[LayerGroup]], Mapping[str, Moments]]
 
 
@@ -45,7 +51,15 @@ class Memory:
             for name in sorted(part):
                 digest.update(f"{name} {part[name].shape} {part[name].dtype}".encode())
                 digest.update(np.ascontiguousarray(part[name]).tobytes())
-        self._base = {"contents": digest.hexdigest(), **settings}
+        self._base = {"contents": digest.hexdigest(), "code": _code(), **settings}
+
+    def get(self, kind: str, key: Mapping[str, object]) -> dict[str, Any] | None:
+        """Return what was kept under a key; None when there is nothing."""
+        return self._cache.get(kind, {**self._base, **key})
+
+    def put(self, kind: str, key: Mapping[str, object], value: Mapping[str, object]) -> None:
+        """Keep a value that JSON can express."""
+        self._cache.put(kind, {**self._base, **key}, value)
 
     def number(
         self, kind: str, replaced: Replacements, make: Callable[[], dict[str, float]]
@@ -57,12 +71,24 @@ class Memory:
         """
         if ":" in kind:
             return make()
-        key = {**self._base, "replaced": contents(replaced)}
-        known = self._cache.get(kind, key)
+        key = {"replaced": contents(replaced)}
+        known = self.get(kind, key)
         if known is None:
             known = make()
-            self._cache.put(kind, key, known)
+            self.put(kind, key, known)
         return known
+
+    def outputs(self, part: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
+        """Return the original's outputs on a part of the samples; made now when they are not known."""
+        key = {**self._base, "part": part}
+        known = self._cache.get_arrays("outputs", key)
+        if known is not None:
+            return known
+        made = make()
+        plain = all(isinstance(a, np.ndarray) and a.dtype.kind in PLAIN_KINDS for a in made.values())
+        if plain and sum(array.nbytes for array in made.values()) <= MAX_KEPT_BYTES:
+            self._cache.put_arrays("outputs", key, made)
+        return made
 
     def moments(self, groups: Sequence[LayerGroup], gather: Gather) -> dict[str, Moments]:
         """Return the moments of layers by key, gathering those that are not known."""
@@ -91,13 +117,27 @@ class Memory:
 
 
 def contents(replaced: Replacements) -> str:
-    """Return a digest of all that replacements write into a model."""
+    """Return a digest of all that replacements write into a model, or of what that follows from."""
     digest = sha256()
     for key in sorted(replaced):
         replacement = replaced[key]
-        digest.update(f"{key} {replacement.chain.method} {replacement.chain.ranks}".encode())
+        digest.update(f"{key} {replacement.identity}".encode())
+        if replacement.identity:
+            continue
+        digest.update(f"{replacement.chain.method} {replacement.chain.ranks}".encode())
         for array in replacement.chain.weights:
             digest.update(np.ascontiguousarray(array).tobytes())
         if replacement.bias is not None:
             digest.update(np.ascontiguousarray(replacement.bias).tobytes())
+    return digest.hexdigest()
+
+
+@cache
+def _code() -> str:
+    """Return a digest of the package's source: what other code made of the same input may differ."""
+    digest = sha256()
+    folder = Path(__file__).parents[1]
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()

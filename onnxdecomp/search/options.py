@@ -6,26 +6,35 @@ data.
 
 Layers are factorized side by side before and after all of them are timed, one after the other: nothing else
 runs while the clock does.
+
+What was found is remembered without the chains: those of a search that finds all of it are made when they are
+asked for, the same bit for bit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.methods.base import Chain, FloatArray
-from onnxdecomp.ranks.study import Candidate, Measured, Study
-from onnxdecomp.search.fitting import Fitted, Task, fitted, spread
-from onnxdecomp.search.replacement import Replacement
+from onnxdecomp.ranks.study import Candidate, Measured
+from onnxdecomp.runtime.cache import canonical
+from onnxdecomp.search.fitting import Fitted, Fitter, Task, fitted, spread
+from onnxdecomp.search.memory import Memory
+from onnxdecomp.search.replacement import Made, Replacement
+from onnxdecomp.search.subject import Subject, name_of, recalled, told
 from onnxdecomp.search.track import Track, untracked
-from onnxdecomp.search.workers import Workers
+from onnxdecomp.search.workers import Workers, alone
 from onnxdecomp.selection import Target
-from onnxdecomp.weights.fit import FITS, SHRUNK, Fit
-from onnxdecomp.weights.moments import Moments
+from onnxdecomp.weights.fit import FITS, SHRUNK, Fit, distinct_fits
 from onnxdecomp.weights.refit import patch_size
 
 MIN_SHARED_MACS = 50_000_000
 """Less work than this takes no longer than starting workers: multiply-accumulates of all weights, each laid
 on the moment of its input once. Counted and not timed, since it must not change anything but the time."""
+
+SPREAD, ERRORS = "spread", "fitted"
+"""Kinds of what is remembered: the candidates of a layer, and their errors on the data in one fit."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +44,33 @@ class Option:
     Args:
         candidate: Method, ranks and what they cost; its error is the one on the data.
         fit: How it was fitted.
-        chain: The chain.
-        bias: ``(O,)`` with the mean of what is lost; None keeps the layer's.
+        make: Returns the chain, each time the same one.
         ratio: Time of the chain over that of the layer, alone in onnxruntime.
         size_bytes: What its weights take in the file.
+        identity: What the chain follows from, given model, samples and settings.
     """
 
     candidate: Candidate
     fit: Fit
-    chain: Chain
-    bias: FloatArray | None
+    make: Callable[[], Fitted]
     ratio: float
     size_bytes: int
+    identity: str
 
     @property
     def error(self) -> float:
         """Relative error of the layer's output on the data."""
         return self.candidate.error
+
+    @property
+    def chain(self) -> Chain:
+        """The chain."""
+        return self.make().chain
+
+    @property
+    def bias(self) -> FloatArray | None:
+        """``(O,)`` with the mean of what is lost; None keeps the layer's."""
+        return self.make().bias
 
 
 @dataclass
@@ -75,28 +94,28 @@ class LayerOptions:
 
     def replacement(self, option: Option) -> Replacement:
         """Return what an option puts in the place of the layer."""
-        return Replacement(self.target.group, option.chain, option.bias)
+
+        def made() -> Made:
+            return option.chain, option.bias
+
+        return Replacement.later(self.target.group, option.identity, made)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A layer whose options are wanted.
+class Timed:
+    """A layer with the candidates that are worth fitting.
 
     Args:
-        target: The layer.
-        study: It under study, without data.
-        moments: Of its input.
-        bias: What it adds to every output, ``(O,)``; None when that cannot be changed.
+        subject: The layer.
+        key: What `spread` follows from.
+        spread: All candidates that were looked at.
+        kept: Those that are fitted, with their latencies, cheapest last.
     """
 
-    target: Target
-    study: Study
-    moments: Moments
-    bias: FloatArray | None
-
-    def task(self, fit: Fit, candidates: Sequence[Candidate] = ()) -> Task:
-        """Return the work of a fit, as plain data."""
-        return Task(replace(self.study, measure=None), self.moments, self.bias, fit, candidates)
+    subject: Subject
+    key: Mapping[str, object]
+    spread: Sequence[Candidate]
+    kept: Sequence[tuple[Candidate, Measured]]
 
 
 def find_options(
@@ -105,6 +124,7 @@ def find_options(
     *,
     jobs: int = 1,
     track: Track = untracked,
+    memory: Memory | None = None,
 ) -> list[LayerOptions | str]:
     """Return for each layer its options, or why it has none; the same for any number of jobs.
 
@@ -113,26 +133,32 @@ def find_options(
         fits: Ways to fit.
         jobs: Processes to factorize in.
         track: Shows progress over the layers.
+        memory: Keeps what was found, for the next search of the same model on the same samples.
     """
     guide = next((fit for fit in fits if fit.shrinkage == SHRUNK.shrinkage), fits[0])
     with Workers(jobs if _work(subjects) >= MIN_SHARED_MACS else 1) as workers:
-        found = workers.map(spread, [subject.task(guide) for subject in subjects])
-        spreads = [candidates for _, candidates in zip(track(subjects, "factorizing"), found, strict=True)]
+        spreads = _spreads(subjects, guide, workers, track, memory)
         timed = [
-            candidates if isinstance(candidates, str) else _timed(subject.study, candidates)
+            candidates if isinstance(candidates, str) else _timed(subject, subject.key(guide), candidates)
             for subject, candidates in zip(track(subjects, "timing"), spreads, strict=True)
         ]
-        tasks = [
-            subject.task(fit, [candidate for candidate, _ in kept])
-            for subject, kept in zip(subjects, timed, strict=True)
-            if not isinstance(kept, str)
-            for fit in fits
-        ]
-        made = workers.map(fitted, tasks)
-        return [
-            kept if isinstance(kept, str) else _options(subject, kept, {fit: next(made) for fit in fits})
-            for subject, kept in zip(track(subjects, "fitting"), timed, strict=True)
-        ]
+        return _fitted(timed, fits, workers, track, memory)
+
+
+def _spreads(
+    subjects: Sequence[Subject], guide: Fit, workers: Workers, track: Track, memory: Memory | None
+) -> list[list[Candidate] | str]:
+    """Return the candidates of each layer that are worth timing, or why there are none."""
+    known = [memory.get(SPREAD, subject.key(guide)) if memory else None for subject in subjects]
+    new = [subject.task(guide) for subject, one in zip(subjects, known, strict=True) if one is None]
+    made = workers.map(spread, new)
+    found: list[list[Candidate] | str] = []
+    for subject, one in zip(track(subjects, "factorizing"), known, strict=True):
+        candidates = recalled(subject.study, one) if one else next(made)
+        if memory and one is None:
+            memory.put(SPREAD, subject.key(guide), told(candidates))
+        found.append(candidates)
+    return found
 
 
 def _work(subjects: Iterable[Subject]) -> int:
@@ -140,8 +166,9 @@ def _work(subjects: Iterable[Subject]) -> int:
     return sum(s.study.layer.n_params * patch_size(s.study.layer) for s in subjects)
 
 
-def _timed(study: Study, candidates: list[Candidate]) -> list[tuple[Candidate, Measured]] | str:
+def _timed(subject: Subject, key: Mapping[str, object], candidates: list[Candidate]) -> Timed | str:
     """Return the candidates that are faster than the layer and that none beats in time and error."""
+    study = subject.study
     if study.measure is None:
         return "nothing can be timed"
     try:
@@ -156,25 +183,76 @@ def _timed(study: Study, candidates: list[Candidate]) -> list[tuple[Candidate, M
         if candidate.error < least:
             kept.append((candidate, timing))
             least = candidate.error
-    return kept[::-1] or f"not faster: none of {len(candidates)} chains that were timed beats the layer"
+    if not kept:
+        return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
+    return Timed(subject, key, candidates, kept[::-1])
 
 
-def _options(
-    subject: Subject, timed: list[tuple[Candidate, Measured]], made: Mapping[Fit, list[Fitted]]
-) -> LayerOptions:
-    itemsize = subject.target.group.dtype.itemsize
-    options = {
-        fit.name: [
-            Option(
-                replace(candidate, error=one.error, measured=timing),
-                fit,
-                one.chain,
-                one.bias,
-                timing.chain_ms / timing.dense_ms,
-                candidate.n_params * itemsize,
-            )
-            for (candidate, timing), one in zip(timed, chains, strict=True)
-        ]
-        for fit, chains in made.items()
-    }
-    return LayerOptions(subject.target, subject.study.weight, options)
+class _Fits:
+    """One way to fit a layer: what is known of its chains, and what is to be made now.
+
+    Args:
+        timed: The layer.
+        fit: The way.
+        memory: What is known.
+    """
+
+    def __init__(self, timed: Timed, fit: Fit, memory: Memory | None) -> None:
+        self._timed, self._fit, self._memory = timed, fit, memory
+        self._key = {**timed.key, "fit": asdict(fit)}
+        self._errors = (memory.get(ERRORS, self._key) if memory else None) or {}
+        missing = [c for c, _ in timed.kept if name_of(c) not in self._errors]
+        self.task = self._task(missing) if missing else None
+
+    def options(self, made: Sequence[Fitted], fitter: Fitter) -> list[Option]:
+        """Return the options, given what was made for `task`."""
+        new = {} if self.task is None else dict(zip(map(name_of, self.task.candidates), made, strict=True))
+        if new and self._memory:
+            self._errors |= {name: one.error for name, one in new.items()}
+            self._memory.put(ERRORS, self._key, self._errors)
+        return [self._option(c, timing, new.get(name_of(c)), fitter) for c, timing in self._timed.kept]
+
+    def _option(self, candidate: Candidate, timing: Measured, made: Fitted | None, fitter: Fitter) -> Option:
+        make = partial(alone, fitter.fitted, self._task([candidate]))
+        return Option(
+            replace(
+                candidate, error=made.error if made else self._errors[name_of(candidate)], measured=timing
+            ),
+            self._fit,
+            (lambda: made) if made else cache(make),
+            timing.chain_ms / timing.dense_ms,
+            candidate.n_params * self._timed.subject.target.group.dtype.itemsize,
+            canonical({**self._key, "candidate": name_of(candidate)}),
+        )
+
+    def _task(self, candidates: Sequence[Candidate]) -> Task:
+        return self._timed.subject.task(self._fit, candidates, self._timed.spread)
+
+
+def _fitted(
+    timed: Sequence[Timed | str], fits: Sequence[Fit], workers: Workers, track: Track, memory: Memory | None
+) -> list[LayerOptions | str]:
+    """Return the options of each layer, or why it has none."""
+    ways = [
+        one
+        if isinstance(one, str)
+        else (one, {f.name: _Fits(one, f, memory) for f in distinct_fits(fits, one.subject.study.layer)})
+        for one in timed
+    ]
+    tasks = [
+        way.task
+        for one in ways
+        if not isinstance(one, str)
+        for way in one[1].values()
+        if way.task is not None
+    ]
+    made, fitter = workers.map(fitted, tasks), Fitter()
+    found: list[LayerOptions | str] = []
+    for one in track(ways, "fitting"):
+        if isinstance(one, str):
+            found.append(one)
+            continue
+        layer, own = one
+        options = {name: way.options(next(made) if way.task else [], fitter) for name, way in own.items()}
+        found.append(LayerOptions(layer.subject.target, layer.subject.study.weight, options))
+    return found

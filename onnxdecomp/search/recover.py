@@ -12,6 +12,7 @@ y is the layer's output in the original, z what the last step is given in the ne
 """
 
 from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import onnx
@@ -20,7 +21,8 @@ from onnxdecomp.graph.walk import walk
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.activations import pair_moments, pair_rows
 from onnxdecomp.runtime.session import read_proto
-from onnxdecomp.search.replacement import Replacement, Replacements
+from onnxdecomp.search.memory import contents
+from onnxdecomp.search.replacement import Made, Replacement, Replacements
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.weights.moments import PairMoments
 from onnxdecomp.weights.refit import change_ridge, ridge_solve
@@ -31,13 +33,27 @@ STEPS = ("relu", "asymmetric", "affine", "bias")
 
 
 def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
-    """Return the replacements with every last step solved anew.
+    """Return the replacements with every last step solved anew; all are, when one of them is asked for.
 
     Args:
         step: One of `STEPS`.
         replaced: What is replaced, in the order of the model.
         trials: Builds the network as rewritten so far.
     """
+    solved = cache(partial(_recovered, step, replaced, trials))
+    identity = f"{step} {contents(replaced)}"
+
+    def made(key: str) -> Made:
+        return solved()[key].chain, solved()[key].bias
+
+    return {
+        key: Replacement.later(replacement.group, f"{identity} {key}", partial(made, key))
+        for key, replacement in replaced.items()
+    }
+
+
+def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
+    """Solve the last steps, layer after layer."""
     current = dict(replaced)
     hidden = _before_relu(read_proto(trials.original)) if step == "relu" else frozenset()
     for key, replacement in replaced.items():
@@ -113,7 +129,7 @@ def _with_last(replacement: Replacement, last: FloatArray, bias: FloatArray | No
     """Return a replacement with another last step ``(O, D)`` and bias."""
     chain = replacement.chain
     weight = last.reshape(chain.weights[-1].shape)
-    return replace(replacement, chain=replace(chain, weights=(*chain.weights[:-1], weight)), bias=bias)
+    return Replacement(replacement.group, replace(chain, weights=(*chain.weights[:-1], weight)), bias)
 
 
 def _least_squares(pair: PairMoments, last: FloatArray, group: int, *, centred: bool) -> FloatArray:

@@ -18,9 +18,10 @@ from onnxdecomp.search.auto import Pick, Search, ballots
 from onnxdecomp.search.goal import Goal, cost_of, costs_in_place
 from onnxdecomp.search.int8 import FLOAT_SHARE
 from onnxdecomp.search.memory import Memory
-from onnxdecomp.search.options import LayerOptions, Subject, find_options
+from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
 from onnxdecomp.search.recover import STEPS
+from onnxdecomp.search.subject import Subject
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache, timed_inputs
@@ -105,7 +106,7 @@ def search_network(
         goal = replace(goal, max_drop=FLOAT_SHARE * goal.max_drop)
     moments = gathered(model, targets, trials, config)
     live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
-    layers, reasons = _options(live, moments, config, track)
+    layers, reasons = _options(live, moments, trials.memory, config, track)
     with watched(trials, track, "profiling"):
         in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
     ballot = ballots(track(layers, "weighing layers"), trials, cost_of(goal.target, in_place))
@@ -140,7 +141,7 @@ def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accurac
 
 
 def _options(
-    targets: Sequence[Target], moments: dict[str, Moments], config: Config, track: Track
+    targets: Sequence[Target], moments: dict[str, Moments], memory: Memory, config: Config, track: Track
 ) -> tuple[list[LayerOptions], dict[str, str]]:
     """Return the options of the layers that have some, and why the others have none by key."""
     found = [_subject(target, moments.get(target.group.layer.key), config) for target in targets]
@@ -151,7 +152,7 @@ def _options(
     }
     fits = list(dict.fromkeys(fit.without(config.without) for fit in FITS))
     subjects = [one for one in found if isinstance(one, Subject)]
-    made = find_options(subjects, fits, jobs=_n_jobs(config), track=track)
+    made = find_options(subjects, fits, jobs=_n_jobs(config), track=track, memory=memory)
     for subject, one in zip(subjects, made, strict=True):
         if isinstance(one, str):
             reasons[subject.target.group.layer.key] = one

@@ -66,13 +66,13 @@ class Trials:
         self._model, self.threads, self.jobs = model, threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
-        reference = self._run(self.original, parts.choose)
+        reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
         self._choose = Judge(self.metric, reference, labels)
         if self.metric.name == "top1" and labels is not None:
             _check_labels(labels, reference, self._choose)
-        unseen = self._run(self.original, parts.confirm)
+        unseen = self._original_outputs("confirm", parts.confirm)
         self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
         few = np.arange(min(n_few, count(parts.choose)))
@@ -98,11 +98,12 @@ class Trials:
 
     def build(self, replaced: Replacements) -> RuntimeModel:
         """Return the model with its replacements, as a file where its weights are in files."""
+        chains = {key: replacement.chain for key, replacement in replaced.items()}  # may build models too
         out = Path(self._scratch.name, "trial.onnx") if self._model.data_files else None
         with ModelWriter(self._model, out) as writer:
             rewriter = Rewriter(self._model, writer.add_tensor)
-            for replacement in replaced.values():
-                rewriter.replace(replacement.group, replacement.chain, replacement.bias)
+            for key, replacement in replaced.items():
+                rewriter.replace(replacement.group, chains[key], replacement.bias)
             made = writer.stage(rewriter.finish())
             writer.publish()
         return out or made
@@ -133,6 +134,9 @@ class Trials:
     def confirmed(self, model: RuntimeModel) -> Drop:
         """Return what a model loses on the samples that no decision was made on."""
         return self._confirm.drop(self._run(model, self.parts.confirm))
+
+    def _original_outputs(self, name: str, samples: Samples) -> Outputs:
+        return self.memory.outputs(f"{name}, {BATCH} at once", lambda: self._run(self.original, samples))
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         inputs = {name: array for name, array in samples.items() if name != LABELS}

@@ -11,7 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -41,17 +41,17 @@ def alone(function: Callable[[A], B], item: A) -> B:
 class Workers:
     """Runs functions of modules on items, in worker processes or, with one job, in this one.
 
-    Between two calls of `map` that were read to their end no worker does anything.
+    Between two calls of `map` that were read to their end no worker does anything. The first item starts
+    them.
 
     Args:
         jobs: Number of processes; 1 for none beside this one.
     """
 
     def __init__(self, jobs: int) -> None:
-        self._processes = [_started() for _ in range(jobs)] if jobs > 1 else []
+        self._jobs = jobs
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        for process in self._processes:
-            self._idle.put(process)
         self._threads = ThreadPoolExecutor(jobs)
 
     def __enter__(self) -> Self:
@@ -66,10 +66,14 @@ class Workers:
             for pipe in (process.stdin, process.stdout):
                 _close(pipe)
 
-    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    def map(self, function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
         """Yield ``function(item)`` of every item, in order; its errors are raised here as they were there."""
-        if not self._processes:
+        if self._jobs == 1 or not items:
             return map(partial(alone, function), items)
+        if not self._processes:
+            self._processes = [_started() for _ in range(self._jobs)]
+            for process in self._processes:
+                self._idle.put(process)
         return self._threads.map(partial(self._asked, function), items)
 
     def _asked(self, function: Callable[[A], B], item: A) -> B:

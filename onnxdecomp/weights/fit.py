@@ -5,7 +5,7 @@ step often beat whitened ones on convolutions, and whitened ones are best for ma
 like methods and ranks are, and the search over a network tries them on the network's own output.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -59,6 +59,14 @@ FITS = (WEIGHTS, SHRUNK, WHITENED, JOINT)
 def default_fit(layer: Layer) -> Fit:
     """Return the fit for a layer when no network output decides: whitened matrices, plain kernels."""
     return WEIGHTS if layer.kernel else WHITENED
+
+
+def distinct_fits(fits: Sequence[Fit], layer: Layer) -> list[Fit]:
+    """Return the fits that differ on a layer: one too wide for a root is not whitened."""
+    if layer.weight_shape[1] <= MAX_ROOT:
+        return list(fits)
+    plain = [fit if fit.joint else WEIGHTS.without(() if fit.refit else ("refit",)) for fit in fits]
+    return list(dict.fromkeys(plain))
 
 
 @dataclass

@@ -10,8 +10,12 @@ from onnxdecomp.config import Config
 from onnxdecomp.graph.find import find_layers
 from onnxdecomp.graph.io import load
 from onnxdecomp.runtime.activations import gather_moments
+from onnxdecomp.runtime.cache import Cache
 from onnxdecomp.search import options, workers
-from onnxdecomp.search.options import LayerOptions, Subject, find_options
+from onnxdecomp.search.memory import Memory
+from onnxdecomp.search.options import LayerOptions, find_options
+from onnxdecomp.search.subject import Subject
+from onnxdecomp.search.workers import Workers
 from onnxdecomp.selection import new_study, plan_targets
 from onnxdecomp.weights.fit import FITS, SHRUNK, WEIGHTS
 from tests.networks import network
@@ -74,6 +78,46 @@ def test_little_work_starts_no_process(subjects, started):
     assert not started
 
 
+@pytest.fixture
+def memory(tmp_path):
+    model = load(tmp_path / "in.onnx")
+    return Memory(Cache(tmp_path / "cache"), model, [], {})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_second_search_makes_the_same_bits_of_what_is_asked_for(monkeypatch, subjects, memory, order):
+    first = find_options(subjects, memory=memory)
+    monkeypatch.setattr(Workers, "map", _only_nothing)
+    second = find_options(subjects, memory=memory)
+    made = [option for layer in second for options in layer.options.values() for option in options]
+    assert len([option.chain for option in made[::order]]) > 20
+    assert digest(second) == digest(first)
+    assert [option.identity for option in made] == [
+        option.identity for layer in first for options in layer.options.values() for option in options
+    ]
+
+
+def test_other_candidates_than_before_are_fitted_beside_those_that_are_known(monkeypatch, subjects, memory):
+    whole = find_options(subjects[1:2], [WEIGHTS])
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", _only_small_ones_are_fast)
+    find_options(subjects[1:2], [WEIGHTS], memory=memory)
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
+    assert digest(find_options(subjects[1:2], [WEIGHTS], memory=memory)) == digest(whole)
+
+
+def test_a_reason_is_remembered(monkeypatch, subjects, memory):
+    dead = [Subject(s.target, s.study, _constant(s.moments), s.bias) for s in subjects[:1]]
+    reasons = find_options(dead, memory=memory)
+    monkeypatch.setattr(Workers, "map", _only_nothing)
+    assert find_options(dead, memory=memory) == reasons
+
+
+def test_what_a_chain_follows_from_tells_it_from_all_others(subjects):
+    found = find_options(subjects)
+    made = [option for layer in found for options in layer.options.values() for option in options]
+    assert len({option.identity for option in made}) == len(made)
+
+
 def test_each_layer_without_options_has_its_reason_in_its_place(monkeypatch, subjects):
     flat = [subject.study.layer.key for subject in subjects][1]
     dead = [
@@ -102,6 +146,19 @@ def test_progress_is_shown_stage_by_stage(subjects):
 
     find_options(subjects, [WEIGHTS], track=track)
     assert seen == [(what, len(subjects)) for what in ("factorizing", "timing", "fitting")]
+
+
+def _only_nothing(self, function, items):
+    assert not items
+    return iter(())
+
+
+def _only_small_ones_are_fast(layer, candidates, dtype, config):
+    timings = by_macs(layer, candidates, dtype, config)
+    return [
+        t if t.speedup > 4 else slow(layer, [c], dtype, config)[0]
+        for c, t in zip(candidates, timings, strict=True)
+    ]
 
 
 def _constant(moments):

@@ -22,6 +22,7 @@ INTERRUPTED = """
 import time
 from onnxdecomp.search.workers import Workers
 with Workers(2) as workers:
+    list(workers.map(time.sleep, [0]))
     print(*(process.pid for process in workers._processes), flush=True)
     list(workers.map(time.sleep, [300, 300, 300]))
 """
@@ -38,6 +39,12 @@ def test_one_job_stays_in_this_process():
     with Workers(1) as here:
         assert list(here.map(itemgetter(0), [[1], [2]])) == [1, 2]
         assert {pid for (pid,) in here.map(_pids, [1])} == {os.getpid()}
+
+
+def test_no_process_is_started_for_nothing():
+    with Workers(2) as ours:
+        assert not list(ours.map(math.sqrt, []))
+        assert not ours._processes
 
 
 def test_results_come_in_order_from_other_processes(workers):
