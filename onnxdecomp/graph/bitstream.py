@@ -71,14 +71,19 @@ def unpack(draft: Draft, planes: str, width: int, shape: tuple[int, ...]) -> str
 
     From operator set 11 on fields are cut out by BitShift, before by division.
     """
-    cut = _by_shifts if draft.opset >= _BITSHIFT_OPSET else _by_division
-    fields = draft.cast(cut(draft, planes, width), TensorProto.INT32)
+    n_fields, n_bytes = WORDS[width]
     n_values = prod(shape)
-    if n_values % WORDS[width].n_fields:
+    cut = _by_shifts if draft.opset >= _BITSHIFT_OPSET else _by_division
+    fields = cut(draft, planes, width)
+    narrow = draft.opset >= _BITSHIFT_OPSET and n_bytes == 1
+    if not narrow:
+        fields = draft.cast(fields, TensorProto.INT32)
+    if n_values % n_fields:
         fields = draft.head(draft.flatten(fields), n_values)
-        if shape == (n_values,):
-            return fields
-    return draft.reshape(fields, shape)
+    if len(shape) != 1 or not n_values % n_fields:
+        fields = draft.reshape(fields, shape)
+    # bytes are moved before they grow
+    return draft.cast(fields, TensorProto.INT32) if narrow else fields
 
 
 def _by_shifts(draft: Draft, planes: str, width: int) -> str:

@@ -159,6 +159,36 @@ def test_weights_in_bodies_decode_there(scope: str, name: str, branch: bool, bit
     )
 
 
+@pytest.mark.parametrize("branch", [True, False])
+def test_weights_of_the_main_graph_and_of_bodies_are_written_in_one_go(branch: bool) -> None:
+    text = """g (bool c, float[2,5] x) => (float[2,5] z) {
+        r = MatMul(x, u)
+        y = If(c) <
+            then_branch = t () => (float[2,5] a) <float[5,5] w = {%s}> { a = MatMul(r, w) },
+            else_branch = e () => (float[2,5] b) <float[5,5] w = {%s}> { b = MatMul(r, w) }
+        >
+        z = Add(y, r)
+    }"""
+    zeros = ",".join(["0"] * 25)
+    proto = parse(text % (zeros, zeros), {"u": normal(5, 5)})
+    keys = [("", "u"), (THEN, "w"), (ELSE, "w")]
+    books = {key: random_codebook((5, 5), 3, seed=seed) for seed, key in enumerate(keys)}
+    model = load(proto)
+    with ModelWriter(model, None) as output:
+        writer = CodebookWriter(model, output.add_tensor)
+        for (scope, name), codebook in books.items():
+            writer.store(name, codebook, scope)
+        written = writer.finish()
+    onnx.checker.check_model(written, full_check=True)
+    u, then, other = (codebook.dense(np.float32) for codebook in books.values())
+    feed = {"c": np.array(branch), "x": normal(2, 5)}
+    result = session(expanded(written).proto, "off").run(None, feed)[0]
+    hidden = feed["x"] @ u
+    np.testing.assert_allclose(result, hidden @ (then if branch else other) + hidden, rtol=1e-4, atol=1e-4)
+    assert outputs(written, feed, "off") == [result.tobytes()]
+    assert expanded(written).names == ("u", f"{THEN}w", f"{ELSE}w")
+
+
 @pytest.mark.parametrize("opset", [9, 17, 25])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16])
 @pytest.mark.parametrize("level", ["basic", "all"])
