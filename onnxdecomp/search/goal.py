@@ -1,15 +1,21 @@
 """What a search aims at, and what options cost in that."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from onnxdecomp.config import Config
 from onnxdecomp.methods.base import Ranks
 from onnxdecomp.runtime.in_place import InPlace, profile_variants
+from onnxdecomp.runtime.latency_table import STEADY
+from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.observe import node_times
 from onnxdecomp.runtime.session import Feeds
 from onnxdecomp.search.auto import Cost
 from onnxdecomp.search.options import LayerOptions, Option
+from onnxdecomp.search.subject import name_of
 from onnxdecomp.search.trial import Trials
 
 DEFAULT_MAX_DROP = 0.01
@@ -17,6 +23,9 @@ DEFAULT_MAX_DROP = 0.01
 
 PROFILE_SECONDS = 20.0
 """Most time that profiling whole models takes."""
+
+KIND = "in-place"
+"""The kind of what it said in the cache."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +68,53 @@ class InPlaceCosts:
 
 
 def costs_in_place(layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds) -> InPlaceCosts:
+    """Return what layers and options cost inside the whole model, profiled now when it is not known.
+
+    What was measured at a bad moment is measured again by the next search, as latencies of layers alone are.
+    """
+    options = {layer.key: next(iter(layer.options.values())) for layer in layers}
+    names = {key: [name_of(option.candidate) for option in own] for key, own in options.items()}
+    shapes = {name: np.shape(array) for name, array in feeds.items()}
+    key = {"options": names, "feeds": shapes, "threads": trials.threads, "usable_cores": usable_cores()}
+    found = trials.memory.get(KIND, key)
+    if found is None:
+        found, steady = _profiled(layers, options, trials, feeds)
+        if steady:
+            trials.memory.put(KIND, key, found)
+    option_ms = {
+        (key, option.candidate.method.full_name, option.candidate.ranks): ms
+        for key, own in options.items()
+        for option, ms in zip(own, found["option_ms"][key], strict=True)
+    }
+    return InPlaceCosts(found["dense_ms"], option_ms, found["total_ms"])
+
+
+def _profiled(
+    layers: Sequence[LayerOptions], options: Mapping[str, Sequence[Option]], trials: Trials, feeds: Feeds
+) -> tuple[dict[str, Any], bool]:
     """Profile whole models, in the i-th of which every layer is its i-th option.
 
     So what is reordered between layouts counts where it happens, and all options of all layers cost as many
     models as a single layer has options.
+
+    Returns:
+        Milliseconds of each layer, of its options in order, and of the whole original; and whether the
+        original's time varied little.
     """
-    lists = {layer.key: (layer, next(iter(layer.options.values()))) for layer in layers}
-    n_variants = max((len(options) for _, options in lists.values()), default=0)
+    n_variants = max(map(len, options.values()), default=0)
+    if not n_variants:
+        spent_ms = node_times(trials.original, feeds, trials.threads)
+        return {"dense_ms": {}, "option_ms": {}, "total_ms": sum(spent_ms.values())}, False
     variants = [
         trials.build(
             {
-                key: layer.replacement(options[i])
-                for key, (layer, options) in lists.items()
-                if i < len(options)
+                layer.key: layer.replacement(options[layer.key][i])
+                for layer in layers
+                if i < len(options[layer.key])
             }
         )
         for i in range(n_variants)
     ]
-    if not variants:
-        return InPlaceCosts({}, {}, sum(node_times(trials.original, feeds, trials.threads).values()))
     original, others = profile_variants(
         trials.original, variants, feeds, trials.threads, max_seconds=PROFILE_SECONDS
     )
@@ -85,15 +122,14 @@ def costs_in_place(layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds)
     def spent(cost: InPlace, layer: LayerOptions) -> float:
         return sum(cost.layers_ms.get(site.layer.key, 0.0) for site in layer.target.group.sites)
 
-    return InPlaceCosts(
-        {key: spent(original, layer) for key, (layer, _) in lists.items()},
-        {
-            (key, option.candidate.method.full_name, option.candidate.ranks): spent(cost, layer)
-            for key, (layer, options) in lists.items()
-            for cost, option in zip(others, options, strict=False)
+    found = {
+        "dense_ms": {layer.key: spent(original, layer) for layer in layers},
+        "option_ms": {
+            layer.key: [spent(cost, layer) for cost in others[: len(options[layer.key])]] for layer in layers
         },
-        original.kernels_ms,
-    )
+        "total_ms": original.kernels_ms,
+    }
+    return found, 2 * original.wall.spread_ms <= STEADY * original.wall.median_ms
 
 
 def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:

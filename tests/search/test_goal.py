@@ -1,0 +1,93 @@
+"""Costs inside the whole model: profiled once, unless the moment was a bad one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxdecomp.graph.io import load
+from onnxdecomp.methods import find_methods
+from onnxdecomp.runtime.cache import Cache
+from onnxdecomp.runtime.in_place import InPlace
+from onnxdecomp.runtime.latency import Timing
+from onnxdecomp.search import goal
+from onnxdecomp.search.goal import costs_in_place
+from onnxdecomp.search.memory import Memory
+from tests.networks import network
+
+STEADY_MS, SHAKY_MS = (10.0, 10.1, 10.2), (10.0, 15.0, 20.0)
+(SVD,) = find_methods("svd/2-steps")
+
+
+def layer(key, *ranks):
+    options = [SimpleNamespace(candidate=SimpleNamespace(method=SVD, ranks=(rank,))) for rank in ranks]
+    sites = [SimpleNamespace(layer=SimpleNamespace(key=key))]
+    return SimpleNamespace(
+        key=key,
+        options={"weights": options},
+        target=SimpleNamespace(group=SimpleNamespace(sites=sites)),
+        replacement=lambda option: option.candidate.ranks[0],
+    )
+
+
+@pytest.fixture
+def trials(tmp_path):
+    """Build as a model nothing but the ranks in it, by layer."""
+    onnx.save(network(), tmp_path / "in.onnx")
+    memory = Memory(Cache(tmp_path / "cache"), load(tmp_path / "in.onnx"), [], {})
+    return SimpleNamespace(memory=memory, original={}, threads=1, build=lambda replaced: replaced)
+
+
+@pytest.fixture
+def profiles(monkeypatch):
+    """Say that a chain takes a hundredth of a millisecond a rank, and count the profiles."""
+    seen = []
+
+    def use(wall_ms):
+        def profile(original, variants, feeds, threads, **options):
+            seen.append(variants)
+            wall = Timing.of(list(wall_ms))
+            dense = InPlace({"a": 3.0, "b": 5.0}, {}, 1.0, wall)
+            return dense, [InPlace({k: r / 100 for k, r in v.items()}, {}, 1.0, wall) for v in variants]
+
+        monkeypatch.setattr(goal, "profile_variants", profile)
+        return seen
+
+    return use
+
+
+FEEDS = {"x": np.zeros((1, 16, 12, 12), np.float32)}
+
+
+def test_the_nth_model_has_the_nth_option_of_every_layer(trials, profiles):
+    seen = profiles(STEADY_MS)
+    found = costs_in_place([layer("a", 32, 8), layer("b", 16)], trials, FEEDS)
+    assert seen == [[{"a": 32, "b": 16}, {"a": 8}]]
+    assert found.dense_ms == {"a": 3.0, "b": 5.0}
+    assert found.option_ms == {
+        ("a", SVD.full_name, (32,)): 0.32,
+        ("a", SVD.full_name, (8,)): 0.08,
+        ("b", SVD.full_name, (16,)): 0.16,
+    }
+    assert found.total_ms == 9.0
+
+
+@pytest.mark.parametrize(("wall_ms", "n_profiles"), [(STEADY_MS, 1), (SHAKY_MS, 2)])
+def test_a_second_search_profiles_again_only_after_a_bad_moment(trials, profiles, wall_ms, n_profiles):
+    seen, layers = profiles(wall_ms), [layer("a", 32, 8), layer("b", 16)]
+    assert costs_in_place(layers, trials, FEEDS) == costs_in_place(layers, trials, FEEDS)
+    assert len(seen) == n_profiles
+
+
+@pytest.mark.parametrize(
+    ("ranks", "threads", "n_samples"), [((32, 16), 1, 1), ((32, 8), 2, 1), ((32, 8), 1, 4)]
+)
+def test_other_options_threads_and_inputs_are_profiled_on_their_own(
+    trials, profiles, ranks, threads, n_samples
+):
+    seen = profiles(STEADY_MS)
+    costs_in_place([layer("a", 32, 8)], trials, FEEDS)
+    trials.threads = threads
+    costs_in_place([layer("a", *ranks)], trials, {"x": np.repeat(FEEDS["x"], n_samples, axis=0)})
+    assert len(seen) == 2
