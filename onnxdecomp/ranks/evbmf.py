@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.methods.base import FloatArray, Spectrum
@@ -94,6 +93,8 @@ def evbmf_rank(spectrum: Spectrum) -> int:
         squares[min(edge + 1, n_short - 1)] / (n_long * threshold), squares[edge + 1 :].mean() / n_long
     )
     lower = min(max(lower, upper * 1e-12), upper)
+    from scipy.optimize import minimize_scalar  # takes half a second to load, and only this policy needs it
+
     best = minimize_scalar(
         _free_energy,
         bounds=(np.log(lower), np.log(upper)),

@@ -16,7 +16,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray
@@ -52,6 +51,8 @@ def jointly_fitted(chain: Chain, metric: Metric) -> tuple[Chain, float] | None:
     n_steps = min(N_STEPS, int(MAX_FLOPS / _flops(metric)))
     if start is None or n_steps < MIN_STEPS or metric.energy <= 0:
         return None
+    from scipy.optimize import minimize  # takes half a second, as long as all else that a worker loads
+
     problem = _Problem(chain, metric)
     found = minimize(
         problem.value_and_gradient,
