@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 
 from onnxdecomp.config import Config
-from onnxdecomp.methods.base import Ranks
+from onnxdecomp.graph.find import LayerGroup
+from onnxdecomp.methods.base import Chain, Ranks
+from onnxdecomp.ranks.study import Candidate
 from onnxdecomp.runtime.in_place import InPlace, profile_variants
 from onnxdecomp.runtime.latency_table import STEADY
 from onnxdecomp.runtime.machine import usable_cores
@@ -15,6 +18,7 @@ from onnxdecomp.runtime.observe import node_times
 from onnxdecomp.runtime.session import Feeds
 from onnxdecomp.search.auto import Cost
 from onnxdecomp.search.options import LayerOptions, Option
+from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.subject import name_of
 from onnxdecomp.search.trial import Trials
 
@@ -95,7 +99,8 @@ def _profiled(
     """Profile whole models, in the i-th of which every layer is its i-th option.
 
     So what is reordered between layouts counts where it happens, and all options of all layers cost as many
-    models as a single layer has options.
+    models as a single layer has options. The weights are random, which the clock does not see: the chains
+    themselves may not be made yet.
 
     Returns:
         Milliseconds of each layer, of its options in order, and of the whole original; and whether the
@@ -108,7 +113,7 @@ def _profiled(
     variants = [
         trials.build(
             {
-                layer.key: layer.replacement(options[layer.key][i])
+                layer.key: _stand_in(layer.target.group, options[layer.key][i].candidate)
                 for layer in layers
                 if i < len(options[layer.key])
             }
@@ -130,6 +135,17 @@ def _profiled(
         "total_ms": original.kernels_ms,
     }
     return found, 2 * original.wall.spread_ms <= STEADY * original.wall.median_ms
+
+
+def _stand_in(group: LayerGroup, candidate: Candidate) -> Replacement:
+    """Return a chain of random weights that keep the size of what they are given."""
+    rng = np.random.default_rng(0)
+    weights = tuple(
+        rng.standard_normal(spec.weight_shape) * sqrt(2 / prod(spec.weight_shape[1:]))
+        for spec in candidate.specs
+    )
+    chain = Chain(group.layer, candidate.method.full_name, candidate.ranks, candidate.specs, weights)
+    return Replacement(group, chain)
 
 
 def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:

@@ -7,7 +7,9 @@ import onnx
 import pytest
 
 from onnxdecomp.graph.io import load
+from onnxdecomp.layer import Geometry, StepSpec
 from onnxdecomp.methods import find_methods
+from onnxdecomp.ranks.study import Candidate
 from onnxdecomp.runtime.cache import Cache
 from onnxdecomp.runtime.in_place import InPlace
 from onnxdecomp.runtime.latency import Timing
@@ -17,26 +19,36 @@ from onnxdecomp.search.memory import Memory
 from tests.networks import network
 
 STEADY_MS, SHAKY_MS = (10.0, 10.1, 10.2), (10.0, 15.0, 20.0)
+MATRIX = Geometry.pointwise(0)
 (SVD,) = find_methods("svd/2-steps")
 
 
 def layer(key, *ranks):
-    options = [SimpleNamespace(candidate=SimpleNamespace(method=SVD, ranks=(rank,))) for rank in ranks]
-    sites = [SimpleNamespace(layer=SimpleNamespace(key=key))]
+    """Return a layer whose options have no chains yet."""
+    own = SimpleNamespace(key=key)
+    candidates = [
+        Candidate(SVD, (r,), (StepSpec((r, 64), MATRIX), StepSpec((64, r), MATRIX)), 0.5, 1, 1) for r in ranks
+    ]
     return SimpleNamespace(
         key=key,
-        options={"weights": options},
-        target=SimpleNamespace(group=SimpleNamespace(sites=sites)),
-        replacement=lambda option: option.candidate.ranks[0],
+        options={"weights": [SimpleNamespace(candidate=candidate) for candidate in candidates]},
+        target=SimpleNamespace(group=SimpleNamespace(layer=own, sites=[SimpleNamespace(layer=own)])),
     )
+
+
+def built(replaced):
+    """Return, in place of a model, the ranks in it."""
+    for replacement in replaced.values():
+        for step, weight in zip(replacement.chain.specs, replacement.chain.weights, strict=True):
+            assert weight.shape == step.weight_shape
+    return {key: replacement.chain.ranks[0] for key, replacement in replaced.items()}
 
 
 @pytest.fixture
 def trials(tmp_path):
-    """Build as a model nothing but the ranks in it, by layer."""
     onnx.save(network(), tmp_path / "in.onnx")
     memory = Memory(Cache(tmp_path / "cache"), load(tmp_path / "in.onnx"), [], {})
-    return SimpleNamespace(memory=memory, original={}, threads=1, build=lambda replaced: replaced)
+    return SimpleNamespace(memory=memory, original={}, threads=1, build=built)
 
 
 @pytest.fixture
