@@ -8,10 +8,11 @@ import pytest
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import find_methods, registered
 from onnxdecomp.methods.base import Chain, Method, decompose, recompose, relative_error
+from onnxdecomp.weights.fit import FITS, MAX_ROOT, WEIGHTS, distinct_fits
 from onnxdecomp.weights.moments import Moments, shrinkage
 from onnxdecomp.weights.refit import Metric, patch_size, refitted
 from onnxdecomp.weights.whiten import WhitenedAnalysis, first_axes, root_of
-from tests.builders import LAYERS, MATRICES, Array, conv_layer, weight_of
+from tests.builders import LAYERS, MATRICES, Array, conv_layer, matrix_layer, weight_of
 from tests.contract import low_ranks
 
 EXACT = 1e-6
@@ -197,3 +198,21 @@ def test_a_step_fitted_to_few_patches_holds_on_others():
     careful, blind = (metrics[2].error(whole(refitted(chain, metric)[0])) for metric in metrics[:2])
     assert careful < blind
     assert careful < metrics[2].error(whole(chain))
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        (MAX_ROOT, ["weights", "shrunk", "whitened", "joint"]),
+        (MAX_ROOT + 1, ["weights", "joint"]),
+    ],
+)
+def test_a_layer_too_wide_for_a_root_has_no_fit_twice(channels, expected):
+    layer = matrix_layer("Gemm", 10, channels)
+    assert [fit.name for fit in distinct_fits(FITS, layer)] == expected
+
+
+def test_without_a_refit_the_fits_of_a_wide_layer_are_one():
+    layer = matrix_layer("Gemm", 10, MAX_ROOT + 1)
+    without = [fit.without(["refit"]) for fit in FITS[:3]]
+    assert distinct_fits(without, layer) == [WEIGHTS.without(["refit"])]
