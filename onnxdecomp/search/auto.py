@@ -12,10 +12,9 @@ from math import exp, log
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
-from onnxdecomp.search.evidence import Evidence
 from onnxdecomp.search.options import LayerOptions, Option
 from onnxdecomp.search.recover import recover
-from onnxdecomp.search.replacement import Replacement, Replacements
+from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.sensitivity import Curve, measure_layer
 from onnxdecomp.search.trial import Trials
 
@@ -111,7 +110,6 @@ class Search:
 
     def __init__(self, ballots: Sequence[Ballot], trials: Trials, steps: Sequence[str]) -> None:
         self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
-        self._evidence = Evidence(pooled=trials.metric.name == "top1")
         self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
         self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
 
@@ -133,17 +131,11 @@ class Search:
             if ballot.layer.key in options
         }
         cost = sum(ballot.items[index].cost for ballot, index in paired)
-        return Pick(chosen, replaced, options, cost, *self._compared(replaced))
-
-    def _compared(self, replaced: Replacements) -> tuple[Drop, float]:
-        drop, divergence = self._trials.compared(replaced)
-        self._evidence.add(drop, divergence)
-        return drop, divergence
+        return Pick(chosen, replaced, options, cost, *self._trials.compared(replaced))
 
     def _holds(self, pick: Pick, max_drop: float) -> bool:
         """Tell whether what a choice is expected to lose is within a budget, the standard error added."""
-        value, error = self._evidence.expected(pick.drop, pick.divergence)
-        return value + error <= max_drop
+        return self._trials.expected(pick.drop, pick.divergence) <= max_drop
 
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
@@ -218,7 +210,7 @@ class Search:
         """
         for step in self._steps:
             changed = recover(step, pick.replaced, self._trials)
-            drop, divergence = self._compared(changed)
+            drop, divergence = self._trials.compared(changed)
             loses_less = drop.value < pick.drop.value and divergence < SAME_DIVERGENCE * pick.divergence
             if divergence < pick.divergence or loses_less:
                 return replace(pick, replaced=changed, drop=drop, divergence=divergence, recovered=[step])

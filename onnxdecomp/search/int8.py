@@ -27,15 +27,11 @@ def quantized(converted: Model, trials: Trials, config: Config) -> Quantized:
     budget = DEFAULT_MAX_DROP if config.max_drop is None else config.max_drop
     feeds = timed_inputs(trials.original, config)
 
-    def loss(model: onnx.ModelProto) -> float:
-        drop = trials.drop(model)
-        return drop.value + drop.standard_error
-
     def faster(model: onnx.ModelProto, other: Model) -> bool:
         return compare_latency(other, model, feeds, config.threads).speedup_low > 1.0
 
     search = partial(search_int8, converted, trials.fit_samples, threads=config.threads, seed=config.seed)
-    found = search(loss, budget, faster=faster)
+    found = search(trials.expected_of, budget, faster=faster)
     if found.model is None or trials.confirmed(found.model).value <= budget:
         return found
     return Quantized(None, reason="In INT8 the model loses too much on samples it was not chosen on.")

@@ -14,8 +14,10 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
 from onnxdecomp.runtime.samples import LABELS
-from onnxdecomp.runtime.session import Array
+from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.runtime.suffix import Suffix
+from onnxdecomp.search.evidence import Evidence
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, count
 from onnxdecomp.search.replacement import Replacements
@@ -32,8 +34,9 @@ Counted and not timed, so that the number of samples is the same in each run.
 BATCH = 8
 """Samples run at once: as fast as more on one thread, little memory, and something for each job to do."""
 
-RECOVERY_SAMPLES = 512
-"""Samples that last steps are solved on, layer after layer."""
+MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 16, 512, 60e9
+"""Samples that last steps are solved on: as many as make so many multiply-accumulates in the layers of the
+original, within these bounds. Both models run as far as each layer in turn."""
 
 
 class Trials:
@@ -70,14 +73,19 @@ class Trials:
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
         self._choose = Judge(self.metric, reference, labels)
+        self._evidence = Evidence(pooled=self.metric.name == "top1")
         if self.metric.name == "top1" and labels is not None:
             _check_labels(labels, reference, self._choose)
         unseen = self._original_outputs("confirm", parts.confirm)
         self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
+        n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
+        self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
         few = np.arange(min(n_few, count(parts.choose)))
         self._few = part(parts.choose, few)
-        self._few_judge = Judge(self.metric, {name: array[few] for name, array in reference.items()}, None)
+        self._few_reference = {name: array[few] for name, array in reference.items()}
+        self._few_judge = Judge(self.metric, self._few_reference, None)
+        self._suffix: tuple[frozenset[str], Suffix | None] = frozenset(), None
         self._scratch = TemporaryDirectory()
 
     def __enter__(self) -> Self:
@@ -94,7 +102,8 @@ class Trials:
     @property
     def recovery_samples(self) -> Samples:
         """The first of them: the last step of a chain has far fewer unknowns than a patch of a layer."""
-        return part(self.parts.fit, np.arange(min(RECOVERY_SAMPLES, count(self.parts.fit))))
+        n_samples = min(self._n_recovery, count(self.parts.fit))
+        return part(self.parts.fit, np.arange(n_samples))
 
     def build(self, replaced: Replacements) -> RuntimeModel:
         """Return the model with its replacements, as a file where its weights are in files."""
@@ -112,24 +121,49 @@ class Trials:
         """Return how far the outputs move on a few samples: smooth, 0 for equal outputs."""
 
         def measure() -> dict[str, float]:
-            return {"divergence": self._few_judge.divergence(self._run(self.build(replaced), self._few))}
+            return {"divergence": self._few_judge.divergence(self._few_outputs(replaced))}
 
         return self.memory.number(f"divergence-{count(self._few)}", replaced, measure)["divergence"]
+
+    def _few_outputs(self, replaced: Replacements) -> Outputs:
+        """Return the outputs on the few samples, running only what comes after what is replaced."""
+        built = self.build(replaced)
+        sites = [site for replacement in replaced.values() for site in replacement.group.sites]
+        if isinstance(built, Path) or any(site.place.scope.prefix for site in sites):
+            return self._run(built, self._few)
+        tensors = frozenset(site.place.proto.output[0] for site in sites)
+        if self._suffix[0] != tensors:
+            proto, samples = read_proto(self.original), _inputs(self._few)
+            suffix = Suffix.of(proto, tensors, samples, self._few_reference, batch=BATCH, jobs=self.jobs)
+            self._suffix = tensors, suffix
+        suffix = self._suffix[1]
+        if suffix is None:
+            return self._run(built, self._few)
+        outputs = suffix.run(built, self.jobs)
+        self._looked()
+        return outputs
 
     def compared(self, replaced: Replacements) -> tuple[Drop, float]:
         """Return what replacements lose on the samples that decide, and how far the outputs move there."""
 
         def measure() -> dict[str, float]:
-            outputs = self._run(self.build(replaced), self.parts.choose)
-            return {**asdict(self._choose.drop(outputs)), "divergence": self._choose.divergence(outputs)}
+            drop, divergence = self._measured(self.build(replaced))
+            return {**asdict(drop), "divergence": divergence}
 
         found: dict[str, Any] = dict(self.memory.number(f"compared-{self.metric.name}", replaced, measure))
         divergence = found.pop("divergence")
+        self._evidence.add(Drop(**found), divergence)
         return Drop(**found), divergence
 
-    def drop(self, model: RuntimeModel) -> Drop:
-        """Return what a model loses on the samples that decide."""
-        return self._choose.drop(self._run(model, self.parts.choose))
+    def expected(self, drop: Drop, divergence: float) -> float:
+        """Return what a compared model is expected to lose on such samples, the standard error added."""
+        return sum(self._evidence.expected(drop, divergence))
+
+    def expected_of(self, model: RuntimeModel) -> float:
+        """Return the same of a model that was made elsewhere."""
+        drop, divergence = self._measured(model)
+        self._evidence.add(drop, divergence)
+        return self.expected(drop, divergence)
 
     def confirmed(self, model: RuntimeModel) -> Drop:
         """Return what a model loses on the samples that no decision was made on."""
@@ -138,12 +172,23 @@ class Trials:
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
         return self.memory.outputs(f"{name}, {BATCH} at once", lambda: self._run(self.original, samples))
 
+    def _measured(self, model: RuntimeModel) -> tuple[Drop, float]:
+        outputs = self._run(model, self.parts.choose)
+        return self._choose.drop(outputs), self._choose.divergence(outputs)
+
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
-        inputs = {name: array for name, array in samples.items() if name != LABELS}
-        outputs = outputs_over(model, inputs, batch=BATCH, jobs=self.jobs)
+        outputs = outputs_over(model, _inputs(samples), batch=BATCH, jobs=self.jobs)
+        self._looked()
+        return outputs
+
+    def _looked(self) -> None:
         if self.watch is not None:
             self.watch()
-        return outputs
+
+
+def _inputs(samples: Samples) -> Samples:
+    """Return samples without their labels."""
+    return {name: array for name, array in samples.items() if name != LABELS}
 
 
 def _labels(samples: Samples, outputs: Outputs) -> Array | None:
