@@ -61,7 +61,7 @@ MIN_GAIN = 1e-9
 
 KEY_BITS = 17
 COUNT_CHUNK = 1 << 22
-KNOTS, TAIL = 1 << 14, 1 << 11
+KNOTS, TAIL = 1 << 13, 1 << 11
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,18 @@ def companded(line: Line, n_parts: int) -> Edges:
     knots = np.unique(np.concatenate([ends, inner, n - 1 - ends]))
     counts, gaps, mass = np.diff(knots), np.diff(line.values[knots]), np.diff(line.mass[knots])
     free = np.cbrt(mass * gaps**2)
-    area = _prefix(np.minimum(free, counts * _level(free, counts, n_parts)))
-    cuts = np.interp(np.linspace(0.0, area[-1], n_parts + 1)[1:-1], area, knots)
-    return _not_empty(np.ceil(cuts).astype(np.intp), n)
+    alone = free >= counts * _level(free, counts, n_parts)
+    edges = np.repeat(knots[:-1][alone], counts[alone]) + _counted_up(counts[alone])
+    area = _prefix(np.where(alone, 0.0, free))
+    wanted = np.linspace(0.0, area[-1], n_parts - len(edges) + 1)[1:-1]
+    cuts = np.ceil(np.interp(wanted, area, knots)).astype(np.intp)
+    return _not_empty(np.sort(np.concatenate([edges, cuts])), n)
+
+
+def _counted_up(counts: Edges) -> Edges:
+    """Return 1, 2, .. up to each count, one after the other."""
+    whole = np.arange(1, int(np.sum(counts)) + 1)
+    return whole - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _level(free: Floats, counts: Edges, n_parts: int) -> float:
