@@ -27,7 +27,7 @@ REPAIRS = 6
 STRONGER_STEPS = 3
 """Stronger choices that are tried after recovery has gained something."""
 
-STRONGER = 0.93
+STRONGER = 0.96
 """Cost of each of them over that of the one before."""
 
 SAME_DIVERGENCE = 1.05
