@@ -13,7 +13,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.find import Found, LayerGroup, find_layers
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
-from onnxdecomp.layer import Layer
+from onnxdecomp.layer import Geometry, Layer
 from onnxdecomp.methods import find_methods
 from onnxdecomp.methods.base import Chain, FloatArray, Method, recompose
 from onnxdecomp.ranks import parse_policy
@@ -31,6 +31,9 @@ from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.weights.fit import Data, default_fit
 from onnxdecomp.weights.moments import Moments
+
+STAIRS = Layer("stairs", "Conv", (64, 64, 3, 3), Geometry((1, 1), (1, 1), (1, 1), (1, 1)), (1, 16, 16))
+"""The layer whose chains show at which ranks latency rises."""
 
 OBSERVE_LIMIT_BYTES = 2**31
 """Larger models are not run only to learn the shapes of their layers."""
@@ -192,13 +195,20 @@ def decide(target: Target, config: Config, moments: Moments | None = None) -> De
     return Decision("", chain, choice, weight, bias, study.data.fit.name)
 
 
-def new_study(target: Target, weight: FloatArray, config: Config) -> Study:
-    """Return a target under study, without data."""
+def rank_step(config: Config) -> int:
+    """Return what ranks are multiples of in a search that times: as the stairs of this machine show it."""
+    (method,) = find_methods("spatial-svd/vertical-first")
+    table = _latency_table(config.cache, config.threads, config.seed)
+    return config.rank_multiple or table.rank_step(STAIRS, method, np.float32) or channel_block()
+
+
+def new_study(target: Target, weight: FloatArray, config: Config, block: int | None = None) -> Study:
+    """Return a target under study, without data; `block` is that of the processor where none is given."""
     return Study(
         target.group.layer,
         weight,
         target.methods,
-        config.rank_multiple or channel_block(),
+        block or config.rank_multiple or channel_block(),
         config.seed,
         target.asked_for,
         partial(measure_chains, dtype=target.group.dtype, config=config),

@@ -34,6 +34,9 @@ DISTURBED = 1.5
 STEPS = (4, 8, 16)
 """Channel blocks of the processors known: ranks that are multiples of one may end a stair."""
 
+STAIRS_EXPLAINED = 0.75
+"""Share of the stairs that have to end on multiples of a step; noise makes a stair of its own now and then."""
+
 Chain = Sequence[StepSpec]
 
 
@@ -89,8 +92,7 @@ class LatencyTable:
         A runtime works on blocks of channels, so that latency over rank is a staircase; at the end of a
         stair accuracy is highest for its latency. Where the stairs are is measured, not known beforehand:
         going down from the largest ranks, a candidate stays only if its chain is faster, quartile against
-        quartile of the paired speed-ups, than those of all larger ones that stay. `nearby_ranks` gives
-        candidates around a rank.
+        quartile of the paired speed-ups, than those of all larger ones that stay.
 
         Args:
             layer: The layer, with a known `in_shape`.
@@ -113,6 +115,28 @@ class LatencyTable:
             if all(latency.speedup_low > kept.speedup_high for kept in larger):
                 stays[own] = latency
         return [r for r in ranks if r in stays]
+
+    def rank_step(self, layer: Layer, method: Method, dtype: np.dtype | type) -> int | None:
+        """Return the largest of `STEPS` on whose multiples the stairs of a method with one rank end.
+
+        Args:
+            layer: The layer, with a known `in_shape`, large enough to be timed.
+            method: A method with one rank that does not refuse it.
+            dtype: Element type of weights and data.
+
+        Returns:
+            None where no step explains `STAIRS_EXPLAINED` of the stairs, as on a machine that was disturbed.
+
+        Raises:
+            ValueError, ModelError: As `staircase`.
+        """
+        (bound,) = method.rank_bounds(layer)
+        candidates = [(rank,) for rank in range(STEPS[-1], min(bound, 4 * STEPS[-1]) + 1, STEPS[0])]
+        stairs = self.staircase(layer, method, candidates, dtype)
+        for step in reversed(STEPS):
+            if np.mean([rank % step == 0 for (rank,) in stairs]) >= STAIRS_EXPLAINED:
+                return step
+        return None
 
     def _time(self, layer: Layer, chains: Sequence[tuple[Key, Chain]], dtype: np.dtype | type) -> None:
         """Time chains beside the dense layer and keep the speed-ups; the dense milliseconds only once."""
@@ -162,17 +186,6 @@ class LatencyTable:
         self._known[canonical(key)] = value
         if steady:
             self._cache.put(KIND, key, value)
-
-
-def nearby_ranks(rank: int, bound: int) -> list[int]:
-    """Return the multiples of each of `STEPS` next to a rank, at most `bound`, smallest first.
-
-    >>> nearby_ranks(42, 64)
-    [32, 40, 44, 48]
-    """
-    below = {rank - rank % step for step in STEPS}
-    above = {rank - rank % step + step for step in STEPS}
-    return sorted({min(near, bound) for near in below | above if near > 0})
 
 
 def _undisturbed(*series: Sequence[float]) -> tuple[list[float], ...]:

@@ -1,7 +1,7 @@
 """Search a whole network: from calibration samples to a decision for every layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from onnxdecomp.config import Config
@@ -15,8 +15,7 @@ from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
-from onnxdecomp.search.goal import Goal, cost_of, costs_in_place
-from onnxdecomp.search.int8 import FLOAT_SHARE
+from onnxdecomp.search.goal import Goal, cost_of, costs_in_place, goal_of_ranks
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
@@ -24,7 +23,7 @@ from onnxdecomp.search.recover import STEPS
 from onnxdecomp.search.subject import Subject
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache, timed_inputs
+from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache, rank_step, timed_inputs
 from onnxdecomp.weights.fit import FITS
 from onnxdecomp.weights.moments import Moments
 
@@ -101,9 +100,7 @@ def search_network(
     Raises:
         BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
     """
-    goal = Goal.of(config)
-    if config.int8 and goal.max_drop is not None:
-        goal = replace(goal, max_drop=FLOAT_SHARE * goal.max_drop)
+    goal = goal_of_ranks(config)
     moments = gathered(model, targets, trials, config)
     live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
     layers, reasons = _options(live, moments, trials.memory, config, track)
@@ -127,7 +124,8 @@ def search_network(
 def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accuracy:
     """Return what a converted model loses on the samples that no decision was made on."""
     drop = trials.confirmed(converted)
-    budget = Goal.of(config).max_drop if config.rank == "auto" else config.max_drop
+    searched = "auto" in (config.rank, config.cluster)
+    budget = Goal.of(config).max_drop if searched else config.max_drop
     return Accuracy(
         trials.metric.name,
         trials.parts.description,
@@ -144,7 +142,8 @@ def _options(
     targets: Sequence[Target], moments: dict[str, Moments], memory: Memory, config: Config, track: Track
 ) -> tuple[list[LayerOptions], dict[str, str]]:
     """Return the options of the layers that have some, and why the others have none by key."""
-    found = [_subject(target, moments.get(target.group.layer.key), config) for target in targets]
+    block = rank_step(config) if targets else None
+    found = [_subject(target, moments.get(target.group.layer.key), config, block) for target in targets]
     reasons = {
         target.group.layer.key: one
         for target, one in zip(targets, found, strict=True)
@@ -159,7 +158,7 @@ def _options(
     return [one for one in made if isinstance(one, LayerOptions)], reasons
 
 
-def _subject(target: Target, moments: Moments | None, config: Config) -> Subject | str:
+def _subject(target: Target, moments: Moments | None, config: Config, block: int | None) -> Subject | str:
     """Return what the options of a layer are found from, or why it has none."""
     if moments is None:
         return NO_DATA
@@ -170,7 +169,7 @@ def _subject(target: Target, moments: Moments | None, config: Config) -> Subject
     if target.group.layer.in_shape is None:
         return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
     bias = None if "bias" in config.without else target.group.known_bias()
-    return Subject(target, new_study(target, weight, config), moments, bias)
+    return Subject(target, new_study(target, weight, config, block), moments, bias)
 
 
 def _n_jobs(config: Config) -> int:

@@ -7,7 +7,7 @@ from onnxdecomp.methods import find_methods
 from onnxdecomp.runtime import latency_table as module
 from onnxdecomp.runtime.cache import Cache
 from onnxdecomp.runtime.latency import Timing
-from onnxdecomp.runtime.latency_table import LatencyTable, nearby_ranks
+from onnxdecomp.runtime.latency_table import LatencyTable
 from tests.builders import conv_layer, matrix_layer
 
 LAYER = matrix_layer("Gemm", 256, 256)
@@ -170,6 +170,17 @@ def test_ranks_at_the_ends_of_stairs_stay_whatever_the_block(machine, cache, siz
     assert kept == [(rank,) for rank in range(size, 49, size)]
 
 
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_the_step_of_ranks_is_the_block_that_the_stairs_show(machine, cache, size):
+    machine.ms = blocks(size)
+    assert LatencyTable(cache).rank_step(LAYER, SVD, np.float32) == size
+
+
+def test_without_stairs_the_smallest_step_pays(machine, cache):
+    machine.ms = lambda rank: 1 + rank
+    assert LatencyTable(cache).rank_step(LAYER, SVD, np.float32) == 4
+
+
 @pytest.mark.parametrize("noisy", [(16,), (32,), (16, 32)])
 def test_a_difference_within_the_noise_of_either_keeps_only_the_larger_rank(machine, cache, noisy):
     machine.ms = lambda rank: 1 + rank / 1000
@@ -189,14 +200,6 @@ def test_of_two_ranks_only_pairs_that_reach_each_other_compete(machine, cache):
     candidates = [(16, 32), (32, 16), (12, 32), (16, 16), (16, 12)]
     kept = LatencyTable(cache).staircase(layer, TUCKER2, candidates, np.float32)
     assert kept == [(16, 32), (32, 16), (16, 16)]
-
-
-@pytest.mark.parametrize(
-    ("rank", "bound", "expected"),
-    [(42, 64, [32, 40, 44, 48]), (48, 64, [48, 52, 56, 64]), (3, 64, [4, 8, 16]), (63, 63, [48, 56, 60, 63])],
-)
-def test_nearby_ranks_are_multiples_next_to_a_rank(rank, bound, expected):
-    assert nearby_ranks(rank, bound) == expected
 
 
 def test_onnxruntime_is_asked_once_and_gives_positive_times(cache):
