@@ -13,6 +13,7 @@ from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.search.fitting import Fitter
 from onnxdecomp.search.goal import InPlaceCosts
 from tests.networks import network
 from tests.timers import by_macs, even, in_place, measured, slow
@@ -150,7 +151,25 @@ def test_a_second_search_looks_up_what_the_first_one_measured(monkeypatch, model
         lambda *a, **k: runs.append(len(next(iter(a[1].values())))) or real(*a, **k),
     )
     convert(model, tmp_path / "out.onnx", calibration=calibration, cache=str(tmp_path / "cache"))
-    assert len(runs) <= 5  # the original on two parts, and confirmations
+    assert len(runs) <= 3  # confirmations
+
+
+def test_a_second_search_with_another_budget_makes_only_the_chains_it_uses(
+    monkeypatch, model, calibration, tmp_path
+):
+    def nothing(self, function, items):
+        assert not items
+        return iter(())
+
+    options = {"calibration": calibration, "metric": "sqnr", "max_drop": 0.3}
+    alone = convert(model, None, cache="none", **options)
+    convert(model, None, cache=str(tmp_path / "cache"), **{**options, "max_drop": 0.01})
+    made, fitted = [], Fitter.fitted
+    monkeypatch.setattr("onnxdecomp.search.options.Workers.map", nothing)
+    monkeypatch.setattr(Fitter, "fitted", lambda self, task: made.append(task) or fitted(self, task))
+    second = convert(model, None, cache=str(tmp_path / "cache"), **options)
+    assert second.proto == alone.proto
+    assert made
 
 
 def damaged(folder):
