@@ -8,7 +8,7 @@ drop.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, isfinite, nan, sqrt
+from math import hypot, inf, isfinite, nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,19 @@ class Drop:
         the two samples; the value itself stays as observed.
         """
         return self.value + z * max(self.standard_error, self._error_with_two_more if self.counted else 0.0)
+
+    def pooled(self, other: "Drop") -> "Drop":
+        """Return the drop over these samples and those of another part of the data together."""
+        n = self.n_samples + other.n_samples
+        own, theirs = self.n_samples / n, other.n_samples / n
+        return Drop(
+            own * self.value + theirs * other.value,
+            hypot(own * self.standard_error, theirs * other.standard_error),
+            own * self.before + theirs * other.before,
+            own * self.after + theirs * other.after,
+            n,
+            self.counted,
+        )
 
     @property
     def _error_with_two_more(self) -> float:

@@ -30,6 +30,9 @@ STRONGER_STEPS = 3
 STRONGER = 0.96
 """Cost of each of them over that of the one before."""
 
+WEAKER, WEAKER_STEPS = 1.05, 4
+"""Cost of the choice that is tried after one that did not hold on other samples, and how often at most."""
+
 SAME_DIVERGENCE = 1.05
 """A divergence below this many times another one is about the same."""
 
@@ -134,7 +137,7 @@ class Search:
         return Pick(chosen, replaced, options, cost, *self._trials.compared(replaced))
 
     def _holds(self, pick: Pick, max_drop: float) -> bool:
-        """Tell whether what a choice is expected to lose is within a budget, the standard error added."""
+        """Tell whether what a choice is expected to lose is within a budget."""
         return self._trials.expected(pick.drop, pick.divergence) <= max_drop
 
     def within_drop(self, max_drop: float) -> Pick | None:
@@ -189,13 +192,24 @@ class Search:
         return found
 
     def _confirmed(self, accepted: list[Pick], max_drop: float) -> Pick | None:
-        """Return the cheapest accepted choice that holds on samples it was not chosen on."""
-        for pick in sorted(accepted, key=lambda p: (p.cost, p.drop.value)):
-            if not pick.replaced:
-                return None
+        """Return the cheapest accepted choice that holds on samples it was not chosen on.
+
+        There it must not lose more than the budget, and over all samples together not more with the standard
+        error added. Where a choice does not hold, one that costs a little more is tried next.
+        """
+        waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
+        n_weaker = WEAKER_STEPS
+        while waiting and waiting[0].replaced:
+            pick = waiting.pop(0)
             drop = self.confirmed(pick)
-            if drop.value <= max_drop:
+            whole = drop.pooled(pick.drop)
+            if drop.value <= max_drop and whole.value + whole.standard_error <= max_drop:
                 return replace(pick, drop=drop)
+            waiting = [other for other in waiting if other.cost > pick.cost]
+            if n_weaker and (not waiting or waiting[0].cost > WEAKER * pick.cost):
+                n_weaker -= 1
+                weaker = self.at_cost(WEAKER * pick.cost, recovering=True)
+                waiting[:0] = [weaker] if weaker and weaker.cost > pick.cost else []
         return None
 
     def confirmed(self, pick: Pick) -> Drop:

@@ -395,3 +395,16 @@ def test_the_seed_alone_decides_on_the_parts():
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(ValueError, match="Shares"):
         split_rows(10, shares, 0)
+
+
+def test_parts_pooled_are_what_all_samples_together_show():
+    rng = np.random.default_rng(3)
+    labels, theirs = rng.integers(0, 5, 300), rng.standard_normal((300, 5))
+    ours = theirs + 0.5 * rng.standard_normal((300, 5))
+    drops = [
+        Judge(METRICS["top1"], {"y": theirs[rows]}, labels[rows]).drop({"y": ours[rows]})
+        for rows in (slice(0, 100), slice(100, 300), slice(0, 300))
+    ]
+    pooled, whole = drops[0].pooled(drops[1]), drops[2]
+    assert (pooled.value, pooled.before, pooled.n_samples) == pytest.approx((whole.value, whole.before, 300))
+    assert pooled.standard_error == pytest.approx(whole.standard_error, rel=0.02)
