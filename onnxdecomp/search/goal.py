@@ -1,7 +1,7 @@
 """What a search aims at, and what options cost in that."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import Any
 
@@ -24,6 +24,9 @@ from onnxdecomp.search.trial import Trials
 
 DEFAULT_MAX_DROP = 0.01
 """Budget of accuracy when none is given, in the unit of the metric: one percentage point of top-1."""
+
+FLOAT_SHARE = 0.7
+"""Share of the accuracy budget that decomposition may use when INT8 or clustering comes after it."""
 
 PROFILE_SECONDS = 20.0
 """Most time that profiling whole models takes."""
@@ -54,6 +57,19 @@ class Goal:
             if share is not None:
                 return cls(config.max_drop, name, share)
         return cls(DEFAULT_MAX_DROP if config.max_drop is None else config.max_drop)
+
+
+def goal_of_ranks(config: Config) -> Goal:
+    """Return the goal of a decomposition, which leaves a part of the budget to what comes after it.
+
+    Bytes to be reached are left to the clustering where that chooses its bits.
+    """
+    goal = Goal.of(config)
+    if config.cluster == "auto" and goal.target == "size":
+        goal = Goal(DEFAULT_MAX_DROP if goal.max_drop is None else goal.max_drop)
+    if goal.max_drop is not None and (config.int8 or config.cluster is not None):
+        goal = replace(goal, max_drop=FLOAT_SHARE * goal.max_drop)
+    return goal
 
 
 @dataclass(frozen=True)

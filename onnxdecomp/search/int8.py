@@ -12,9 +12,6 @@ from onnxdecomp.search.goal import DEFAULT_MAX_DROP
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import timed_inputs
 
-FLOAT_SHARE = 0.7
-"""Share of the accuracy budget that decomposition may use when INT8 comes after it."""
-
 
 def quantized(converted: Model, trials: Trials, config: Config) -> Quantized:
     """Return a decomposed model in INT8, as far as the budget of accuracy and the clock allow.

@@ -143,6 +143,11 @@ class Trials:
         self._looked()
         return outputs
 
+    def divergence_from(self, model: RuntimeModel) -> Callable[[RuntimeModel], float]:
+        """Return what tells how far the outputs of other models are from this one's on the few samples."""
+        judge = Judge(self.metric, self._run(model, self._few), None)
+        return lambda other: judge.divergence(self._run(other, self._few))
+
     def compared(self, replaced: Replacements) -> tuple[Drop, float]:
         """Return what replacements lose on the samples that decide, and how far the outputs move there."""
 
@@ -156,14 +161,14 @@ class Trials:
         return Drop(**found), divergence
 
     def expected(self, drop: Drop, divergence: float) -> float:
-        """Return what a compared model is expected to lose on such samples, the standard error added."""
-        return sum(self._evidence.expected(drop, divergence))
+        """Return what a compared model is expected to lose on such samples."""
+        return self._evidence.expected(drop, divergence)[0]
 
     def expected_of(self, model: RuntimeModel) -> float:
-        """Return the same of a model that was made elsewhere."""
+        """Return the same of a model that was made elsewhere, the standard error added."""
         drop, divergence = self._measured(model)
         self._evidence.add(drop, divergence)
-        return self.expected(drop, divergence)
+        return sum(self._evidence.expected(drop, divergence))
 
     def confirmed(self, model: RuntimeModel) -> Drop:
         """Return what a model loses on the samples that no decision was made on."""
