@@ -120,6 +120,23 @@ def convert(
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantize to INT8 afterwards, inside the same accuracy budget.")
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS|auto",
+            help="Store weights as indices of 1 to 16 bits into codebooks; auto chooses inside the budget.",
+        ),
+    ] = None,
+    cluster_group: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Output channels that share a codebook  [default: 0, all]"),
+    ] = None,
+    cluster_centroids: Annotated[
+        str | None, typer.Option(help="float16 | bfloat16 | int16  [default: float16]")
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="Raise the model to this operator set first.")
+    ] = None,
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -180,6 +197,10 @@ def convert(
         "target_macs": target_macs,
         "target_size": target_size,
         "int8": int8 or None,
+        "cluster": cluster,
+        "cluster_group": cluster_group,
+        "cluster_centroids": cluster_centroids,
+        "opset": opset,
         "without": tuple(without) if without else None,
         "shapes": parse_shapes(shape) if shape else None,
         "verify": verify,

@@ -21,7 +21,10 @@ from onnxdecomp.errors import UsageError, unknown_name
 FLAGS = ("allow_slower", "force", "int8")
 """Entries that are true or false."""
 
-TEXTS = ("rank", "method", "metric", "verify", "calibration", "evaluation", "cache")
+TEXTS = (
+    *("rank", "method", "metric", "verify", "calibration", "evaluation", "cache"),
+    *("cluster", "cluster_centroids"),
+)
 """Entries that are words."""
 
 SHARES = ("max_error", "max_drop", "target_latency", "target_macs", "target_size")
@@ -33,7 +36,10 @@ TARGETS = ("target_latency", "target_macs", "target_size")
 STEPS = ("whitening", "refit", "joint", "bias", "relu", "asymmetric", "affine")
 """What of the fitting to data can be switched off."""
 
+MAX_CLUSTER_BITS = 16
+
 Verify = Literal["model", "layers", "none"]
+Centroids = Literal["float16", "bfloat16", "int16"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,11 @@ class Config:
         target_macs: Multiply-accumulates of the layers to reach, as a share.
         target_size: Bytes of the layers' weights to reach, as a share.
         int8: Quantize to INT8 after decomposition, inside the same budget, where that is faster.
+        cluster: Store weights as indices of so many bits, 1..16, into codebooks of 16-bit centroids, after
+            decomposition; ``auto`` chooses the bits of each weight inside the budget. None clusters nothing.
+        cluster_group: Output channels that share a codebook; 0 for all of a weight.
+        cluster_centroids: How centroids are stored.
+        opset: Operator set to raise the model to first; None leaves it.
         without: Steps of fitting to data that are left out: names of `STEPS`.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
         verify: How much is proved before the output is written.
@@ -97,6 +108,10 @@ class Config:
     target_macs: float | None = None
     target_size: float | None = None
     int8: bool = False
+    cluster: str | int | None = None
+    cluster_group: int = 0
+    cluster_centroids: Centroids = "float16"
+    opset: int | None = None
     without: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verify: Verify = "model"
@@ -116,6 +131,7 @@ class Config:
         if self.max_drop is not None and not self.max_drop >= 0:
             raise UsageError(f"max_drop is {self.max_drop}: give 0 or more, as in 0.01 for one point.")
         self._check_targets()
+        self._check_clustering()
         for name in self.without:
             if name not in STEPS:
                 raise unknown_name("step", name, STEPS)
@@ -146,6 +162,38 @@ class Config:
         if given and self.calibration is None:
             option = f"--{given[0].replace('_', '-')}"
             raise UsageError(f"{option} needs samples to fit to: give --calibration X.npz.")
+
+    @property
+    def cluster_bits(self) -> int | None:
+        """Bits of every index; None where they are chosen or nothing is clustered."""
+        return None if self.cluster in (None, "auto") else int(str(self.cluster))
+
+    def _check_clustering(self) -> None:
+        text = str(self.cluster)
+        if self.cluster not in (None, "auto") and not (
+            text.isdecimal() and 1 <= int(text) <= MAX_CLUSTER_BITS
+        ):
+            raise UsageError(f"--cluster {text}: give 1 to {MAX_CLUSTER_BITS} bits, or auto.")
+        if self.cluster_centroids not in get_args(Centroids):
+            raise unknown_name("type of centroids", self.cluster_centroids, get_args(Centroids))
+        if self.cluster_group < 0:
+            raise UsageError(f"cluster_group is {self.cluster_group}: give 1 or more output channels.")
+        if self.cluster is None and (self.cluster_group or self.cluster_centroids != "float16"):
+            raise UsageError(
+                "--cluster-group and --cluster-centroids say how to cluster: give --cluster too."
+            )
+        if self.cluster is not None and self.int8:
+            raise UsageError(
+                "--cluster and --int8 exclude each other, since INT8 stores every weight in 8 bits of its "
+                "own: give one of them."
+            )
+        if self.cluster == "auto" and self.calibration is None:
+            raise UsageError(
+                "--cluster auto chooses bits by what they do to the outputs and needs samples: give "
+                "--calibration X.npz, or a number of bits as in --cluster 4."
+            )
+        if self.opset is not None and self.opset < 1:
+            raise UsageError(f"opset is {self.opset}: give the operator set to raise the model to.")
 
     def rule_for(self, key: str, node_name: str, op_type: str) -> tuple[str, str]:
         """Return rank policy and method for a layer: its own rule, else its type's, else the general one."""

@@ -1,7 +1,7 @@
 """The flow of a conversion, one line per stage:
 
-load -> find layers -> choose method and ranks -> rewrite -> put back what is slower -> verify -> time ->
-write -> report.
+load -> find layers -> choose method and ranks -> rewrite -> put back what is slower -> cluster or quantize ->
+verify -> time -> write -> report.
 """
 
 import time
@@ -18,6 +18,7 @@ from onnxdecomp.config import Config
 from onnxdecomp.errors import BudgetError, TooFewSamplesError, UsageError, unknown_name
 from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
+from onnxdecomp.graph.opset import raise_opset
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
@@ -27,6 +28,7 @@ from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.cluster import cluster_model
 from onnxdecomp.search.int8 import quantized
 from onnxdecomp.search.parts import needs_samples
 from onnxdecomp.search.replacement import Replacement
@@ -71,6 +73,8 @@ def convert(
     clock = _Clock()
     with clock.stage("load"):
         model = load(source)
+        if config.opset is not None:
+            model = raise_opset(model, config.opset)
     with clock.stage("find"):
         found, notes = find_with_shapes(model, config)
         targets = plan_targets(found, config)
@@ -92,6 +96,9 @@ def convert(
             with clock.stage("in place"):
                 rewrite, keeps = partial(rewritten, model, output, stack), partial(_keeps, trials, config)
                 staged = put_layers_back(model, staged, held, report, config, rewrite, keeps)
+        if config.cluster is not None:
+            with clock.stage("cluster"):
+                staged = _clustered(model, staged, output, trials, stack, report, config, track)
         writer, converted = staged.writer, staged.model
         if config.int8 and trials:
             with clock.stage("int8"), watched(trials, track, "trying INT8"):
@@ -250,12 +257,34 @@ def _weight_error(decision: Decision, chain: Chain) -> float | None:
 
 def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config) -> None:
     """Run and time the whole model, as far as asked for, and note what came out."""
-    if config.verify != "model" or not (report.decomposed or report.int8):
+    if config.verify != "model" or not report.changed:
         return
-    exact = not report.int8 and all((layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed)
+    exact = not (report.int8 or report.clustered) and all(
+        (layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed
+    )
     proof = prove_model(model.path or model.proto, converted, config, exact=exact, int8=bool(report.int8))
     report.output_error, report.latency = proof.output_error, proof.latency
     report.notes += proof.notes
+
+
+def _clustered(
+    model: Model,
+    staged: Staged,
+    output: str | Path | None,
+    trials: Trials | None,
+    stack: ExitStack,
+    report: Report,
+    config: Config,
+    track: Track,
+) -> Staged:
+    """Return the model with its weights as codebooks, staged in files of its own."""
+    made = staged.model
+    base = load(made) if isinstance(made, Path) else Model(made, model.base_dir)
+    writer = stack.enter_context(ModelWriter(base, output))
+    found = cluster_model(base, model, writer.add_tensor, trials, config, track)
+    report.weights = found.outcomes
+    report.notes += found.notes
+    return Staged(writer, writer.stage(found.proto)) if report.clustered else staged
 
 
 def _in_int8(
@@ -273,7 +302,7 @@ def _in_int8(
 
 def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, config: Config) -> None:
     """Measure what the converted model loses, and stop where that is more than allowed."""
-    if trials is None or not (report.decomposed or report.int8):
+    if trials is None or not report.changed:
         return
     report.accuracy = found = measured(trials, converted, config)
     if found.budget is None or found.drop <= found.budget:
@@ -304,6 +333,13 @@ def _empty_report(
     return Report(command, environment(config.threads), {"bytes": size}, [], notes=list(notes))
 
 
+def _nothing_changed(command: dict[str, Any]) -> str:
+    """Return what is said when the output computes what the input does."""
+    done = "decomposed" if command["cluster"] is None else "decomposed or clustered"
+    opset = "" if command["opset"] is None else f" at operator set {command['opset']}"
+    return f"Nothing was {done}: the output is the original model{opset}."
+
+
 def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) -> Report:
     """Fill in what is only known at the end."""
     before = report.model["bytes"].before
@@ -317,9 +353,9 @@ def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) 
         ]
         known = [figure for figure in figures if figure.before is not None]
         report.model[name] = BeforeAfter(sum(f.before for f in known), sum(f.after for f in known))
-    if not (report.decomposed or report.int8):
-        report.notes.append("Nothing was decomposed: the output is the original model.")
-    elif report.command["rank"] == "auto" and report.command["calibration"] is None:
+    if not report.changed:
+        report.notes.append(_nothing_changed(report.command))
+    elif report.decomposed and report.command["rank"] == "auto" and report.command["calibration"] is None:
         report.notes.append(
             "Ranks were chosen from the weights alone: with --calibration X.npz they are fitted to your "
             "data, chosen by what they do to the outputs, and go further at the same accuracy."

@@ -14,7 +14,7 @@ from onnxdecomp.errors import BudgetError, ModelError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
-from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report
+from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, WeightOutcome
 from onnxdecomp.runtime.in_place import InPlace, profile_variants
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.replacement import Replacements
@@ -23,6 +23,9 @@ from onnxdecomp.selection import timed_inputs
 HELD_BYTES = 2**30
 """The chains of a model up to this size are held, so that it can be rewritten without some of them. Of a
 larger model only one layer is in memory at a time; it is put back as a whole or not at all."""
+
+SAME_SPEED = 0.97
+"""Speed-up above which a model whose weights alone are clustered is not slower."""
 
 PROFILES = 3
 """Times that a model is profiled at most: without a slow chain its neighbours may cost something else."""
@@ -149,7 +152,9 @@ def put_all_back(report: Report, config: Config) -> bool:
     """Tell whether the original is to be written after all, and note it in the report.
 
     Under ``auto`` a model must be measured to be faster. Under named ranks it must not be slower, unless
-    `allow_slower` or ``full`` says that this is no matter.
+    `allow_slower` or ``full`` says that this is no matter; nor must a model whose weights are clustered,
+    which is done for its size. That alone computes what dense weights do once they are decoded at load, so
+    that a difference up to `SAME_SPEED` is where the memory lies.
 
     Raises:
         BudgetError: So a target is not reached, and `force` is off.
@@ -157,8 +162,9 @@ def put_all_back(report: Report, config: Config) -> bool:
     _check_latency(report, config)
     if report.latency is None or not puts_back(config):
         return False
-    is_auto = _ranks(config) <= {"auto", "none"} or config.int8
-    if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= 1.0):
+    is_auto = not report.clustered and (_ranks(config) <= {"auto", "none"} or config.int8)
+    slower_below = SAME_SPEED if report.clustered and not report.decomposed else 1.0
+    if report.latency.speedup_low > 1.0 or (not is_auto and report.latency.speedup_high >= slower_below):
         return False
     timing, median = report.latency, report.latency.median_ms
     verdict = "not faster beyond the noise" if is_auto else "slower (--allow-slower takes it all the same)"
@@ -175,6 +181,10 @@ def put_all_back(report: Report, config: Config) -> bool:
     ]
     report.latency = report.output_error = report.accuracy = None
     report.int8 = report.recovered = ()
+    report.weights = [
+        WeightOutcome(w.name, w.op_type, "dense", w.shape, w.reason or reason, size_bytes=_dense(w))
+        for w in report.weights
+    ]
     return True
 
 
@@ -190,6 +200,10 @@ def _check_latency(report: Report, config: Config) -> None:
     if not config.force:
         raise BudgetError(f"{problem} Nothing was written: ask for less, or --force writes it.")
     report.notes.append(problem)
+
+
+def _dense(weight: WeightOutcome) -> BeforeAfter:
+    return BeforeAfter(weight.size_bytes.before, weight.size_bytes.before)
 
 
 def kept(layer: LayerOutcome, reason: str) -> LayerOutcome:

@@ -32,7 +32,7 @@ class StoredCodebook:
         ValueError: Types, shapes and numbers do not go together.
     """
 
-    indices: NDArray[np.uint8] | NDArray[np.uint16]
+    indices: NDArray[np.uint8 | np.uint16]
     centroids: NDArray[np.generic]
     bits: int
     axis: int = 0

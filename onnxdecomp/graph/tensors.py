@@ -12,7 +12,7 @@ import onnx
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.names import graphs_by_scope
-from onnxdecomp.graph.walk import walk
+from onnxdecomp.graph.walk import NodePlace, walk
 from onnxdecomp.graph.weights import FLOAT_TYPES
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -44,6 +44,8 @@ class StoredWeight:
         tensor: The tensor.
         axis: The axis that counts output channels; of a table, its entries.
         op_type: The operator of the first layer that uses it.
+        key: The key of that layer's node (`graph.walk`).
+        node_name: Its name.
     """
 
     scope: str
@@ -51,6 +53,8 @@ class StoredWeight:
     tensor: onnx.TensorProto
     axis: int
     op_type: str
+    key: str
+    node_name: str
 
 
 def dense_constants(proto: onnx.ModelProto) -> dict[Key, DenseConstant]:
@@ -74,20 +78,20 @@ def find_weights(model: Model) -> list[StoredWeight]:
     """
     constants = dense_constants(model.proto)
     found: dict[Key, StoredWeight] = {}
-    for key, node, index, moved in _uses(model.proto, constants):
-        constant = constants[key]
+    for key, place, index, moved in _uses(model.proto, constants):
+        constant, node = constants[key], place.node
         axis = _channel_axis(node, index, len(constant.tensor.dims))
         if axis is None or constant.tensor.data_type not in FLOAT_TYPES or key in found:
             continue
         for permutation in reversed(moved):
             axis = permutation[axis]
-        found[key] = StoredWeight(*key, constant.tensor, axis, node.op_type)
+        found[key] = StoredWeight(*key, constant.tensor, axis, node.op_type, place.key, node.name)
     return list(found.values())
 
 
 def _uses(
     proto: onnx.ModelProto, constants: dict[Key, DenseConstant]
-) -> Iterator[tuple[Key, onnx.NodeProto, int, tuple[tuple[int, ...], ...]]]:
+) -> Iterator[tuple[Key, NodePlace, int, tuple[tuple[int, ...], ...]]]:
     """Yield each use of a constant: its key, node, position of the input, and the Transposes on the way."""
     origins: dict[Key, tuple[Key, tuple[tuple[int, ...], ...]]] = {key: (key, ()) for key in constants}
     scopes = graphs_by_scope(proto)
@@ -106,7 +110,7 @@ def _uses(
                 permutation = next((tuple(a.ints) for a in place.node.attribute), tuple(range(rank)[::-1]))
                 origins[place.scope, place.node.output[0]] = origin, (*moved, permutation)
             else:
-                yield origin, place.node, index, moved
+                yield origin, place, index, moved
 
 
 def _channel_axis(node: onnx.NodeProto, index: int, rank: int) -> int | None:

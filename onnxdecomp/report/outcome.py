@@ -59,6 +59,39 @@ class LayerOutcome:
 
 
 @dataclass(frozen=True)
+class WeightOutcome:
+    """What became of one stored weight when weights were clustered.
+
+    Args:
+        name: Its name; in a body behind the key of its graph.
+        op_type: Operator of the first layer that uses it.
+        status: Whether it became a codebook.
+        shape: Its shape as it is stored.
+        reason: Why it stays dense; empty when clustered.
+        bits: Of one index.
+        n_centroids: Of each codebook.
+        n_codebooks: One, or one for each group of output channels.
+        weight_error: Relative Frobenius error of the weight.
+        data_error: Relative error of the layer's output on the calibration samples, where they reach it.
+        note: What is to be known of the codebook, as a sentence; empty when there is nothing.
+        size_bytes: Of the numbers: dense, and as indices, centroids and scales.
+    """
+
+    name: str
+    op_type: str
+    status: Literal["clustered", "dense"]
+    shape: tuple[int, ...]
+    reason: str = ""
+    bits: int | None = None
+    n_centroids: int | None = None
+    n_codebooks: int | None = None
+    weight_error: float | None = None
+    data_error: float | None = None
+    note: str = ""
+    size_bytes: BeforeAfter = BeforeAfter(None, None)
+
+
+@dataclass(frozen=True)
 class Latency:
     """Measured latency of the whole model, both in turn in one run.
 
@@ -131,6 +164,7 @@ class Report:
         accuracy: None when it was not measured.
         recovered: Steps of closed-form recovery that brought the outputs nearer to the original's.
         int8: Nodes of the decomposed model that run in INT8, by key.
+        weights: One outcome per stored weight, when weights were to be clustered.
         output_error: Largest relative error of a graph output against the original, on seeded input.
         notes: Sentences the user should read.
         stages: Seconds and memory.
@@ -145,6 +179,7 @@ class Report:
     accuracy: Accuracy | None = None
     recovered: tuple[str, ...] = ()
     int8: tuple[str, ...] = ()
+    weights: list[WeightOutcome] = field(default_factory=list)
     output_error: float | None = None
     notes: list[str] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
@@ -154,3 +189,13 @@ class Report:
     def decomposed(self) -> list[LayerOutcome]:
         """The layers that were decomposed."""
         return [layer for layer in self.layers if layer.status == "decomposed"]
+
+    @property
+    def clustered(self) -> list[WeightOutcome]:
+        """The weights that became codebooks."""
+        return [weight for weight in self.weights if weight.status == "clustered"]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the converted model computes other numbers than the original."""
+        return bool(self.decomposed or self.int8 or self.clustered)

@@ -75,7 +75,8 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
 def needs_samples(config: Config) -> bool:
     """Tell whether something was asked for that cannot be told without samples."""
     asked = (config.max_drop, config.evaluation)
-    return config.has_target or config.int8 or any(value is not None for value in asked)
+    chosen = config.has_target or config.int8 or config.cluster == "auto"
+    return chosen or any(value is not None for value in asked)
 
 
 def load_evaluation(source: str, model: onnx.ModelProto) -> dict[str, Array]:

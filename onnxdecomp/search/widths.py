@@ -1,0 +1,246 @@
+"""Bits per weight by a knapsack: the fewest bytes inside a budget of accuracy, or the least loss in so many.
+
+What a weight does to the network's output is measured at `PROBES` widths alone and read off a curve over its
+relative error at the others (`search.sensitivity`). The predicted divergences add up, so that the knapsack
+finds the widths for every number of bytes; for a budget of accuracy that number is found by bisection with
+real evaluations, and the choice is confirmed on samples that it was not made on.
+"""
+
+from collections.abc import Sequence
+from math import exp, log
+from pathlib import Path
+
+from onnxdecomp.config import Config
+from onnxdecomp.errors import BudgetError
+from onnxdecomp.graph.codebook import CodebookWriter
+from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.graph.stored import StoredCodebook
+from onnxdecomp.ranks.knapsack import Option, choose
+from onnxdecomp.report.outcome import WeightOutcome
+from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.codebooks import (
+    LEAST_BITS,
+    MAX_SHARE,
+    NODE_BYTES,
+    Clusterable,
+    clustered_outcome,
+    codebook_of,
+    metric_of,
+    numbers,
+    stored_bytes,
+    stored_form,
+)
+from onnxdecomp.search.goal import DEFAULT_MAX_DROP, Goal
+from onnxdecomp.search.sensitivity import Curve
+from onnxdecomp.search.trial import Trials
+from onnxdecomp.weights.cluster import curve
+from onnxdecomp.weights.moments import Moments
+
+BITS = range(LEAST_BITS, 9)
+"""Widths that are chosen from."""
+
+PROBES = (3, 5)
+"""Widths of each weight whose divergence is measured."""
+
+BISECTIONS = 7
+"""Real evaluations that find the bytes, each on all samples that decide."""
+
+NOT_WORTH = "its bytes are not worth what any width would do to the outputs inside the budget"
+
+Chosen = Sequence[int | None]
+"""Bits of each weight; None where it stays dense."""
+
+
+class Widths:
+    """The weights of a model and their codebooks of all widths, made when they are asked for and kept.
+
+    Args:
+        model: The model.
+        pairs: Its weights that may become codebooks, with the moments of their layers' inputs.
+        config: How to cluster.
+        scratch: A folder for models whose weights are in files.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pairs: Sequence[tuple[Clusterable, Moments | None]],
+        config: Config,
+        scratch: Path,
+    ) -> None:
+        self._model, self._config, self._scratch = model, config, scratch
+        self._kept: dict[tuple[int, int], tuple[StoredCodebook, WeightOutcome]] = {}
+        self._pairs, self.refused = [], []
+        for weight, moments in pairs:
+            problem = numbers(model, weight)
+            if isinstance(problem, str):
+                self.refused.append(weight.outcome(problem))
+            else:
+                self._pairs.append((weight, moments))
+
+    @property
+    def weights(self) -> list[Clusterable]:
+        """The weights that are chosen for."""
+        return [weight for weight, _ in self._pairs]
+
+    @property
+    def dense(self) -> RuntimeModel:
+        """The model without any codebook."""
+        return self._model.path or self._model.proto
+
+    def points(self, place: int) -> dict[int, tuple[float, int]]:
+        """Return the relative error and the bytes of a weight by bits, before centroids are refitted."""
+        weight, moments = self._pairs[place]
+        metric = metric_of(self._model, weight, moments)
+        array = numbers(self._model, weight)
+        assert not isinstance(array, str)
+        found = curve(
+            array,
+            BITS,
+            importance=metric.importance if metric else None,
+            group_channels=self._config.cluster_group or None,
+            centroids=self._config.cluster_centroids,
+            axis=weight.stored.axis,
+        )
+        return {point.bits: (point.error, point.size_bytes + NODE_BYTES) for point in found}
+
+    def build(self, chosen: Chosen) -> RuntimeModel:
+        """Return the model with codebooks of these widths."""
+        out = self._scratch / "trial.onnx" if self._model.data_files else None
+        with ModelWriter(self._model, out) as writer:
+            codebooks = CodebookWriter(self._model, writer.add_tensor)
+            self._store(codebooks, chosen)
+            made = writer.stage(codebooks.finish())
+            writer.publish()
+        return out or made
+
+    def store(self, writer: CodebookWriter, chosen: Chosen) -> list[WeightOutcome]:
+        """Write the weights as codebooks of these widths, and return what the report says of all."""
+        self._store(writer, chosen)
+        outcomes = [
+            weight.outcome(NOT_WORTH) if bits is None else self._made(place, bits)[1]
+            for place, (weight, bits) in enumerate(zip(self.weights, chosen, strict=True))
+        ]
+        return self.refused + outcomes
+
+    def _store(self, writer: CodebookWriter, chosen: Chosen) -> None:
+        for place, (weight, bits) in enumerate(zip(self.weights, chosen, strict=True)):
+            if bits is not None:
+                writer.store(weight.stored.name, self._made(place, bits)[0], weight.stored.scope)
+
+    def _made(self, place: int, bits: int) -> tuple[StoredCodebook, WeightOutcome]:
+        if (place, bits) not in self._kept:
+            weight, moments = self._pairs[place]
+            metric = metric_of(self._model, weight, moments)
+            array = numbers(self._model, weight)
+            assert not isinstance(array, str)
+            codebook = codebook_of(array, weight, bits, metric, self._config)
+            outcome = clustered_outcome(weight, array, codebook, metric)
+            self._kept[place, bits] = stored_form(codebook), outcome
+        return self._kept[place, bits]
+
+
+def chosen_widths(
+    widths: Widths, trials: Trials, original: Model, fixed_bytes: int, config: Config
+) -> tuple[Chosen, list[str]]:
+    """Return the bits of each weight, and notes for the user.
+
+    Args:
+        widths: The weights.
+        trials: Evaluates.
+        original: The model whose bytes a target is a share of.
+        fixed_bytes: Bytes of the weights that stay dense in any case.
+        config: Budgets.
+
+    Raises:
+        BudgetError: The target cannot be reached, and `force` is off.
+    """
+    if not widths.weights:
+        return [], []
+    search = _Search(widths, trials)
+    goal = Goal.of(config)
+    if goal.target != "size":
+        max_drop = DEFAULT_MAX_DROP if goal.max_drop is None else goal.max_drop
+        found = search.within_drop(max_drop)
+        if found is not None:
+            return found, []
+        return search.all_dense, [f"No weight is clustered: no width loses less than {max_drop:g}."]
+    fixed_bytes += sum(int(outcome.size_bytes.before or 0) for outcome in widths.refused)
+    total_bytes = stored_bytes(original)
+    reached = search.at_bytes(goal.share * total_bytes - fixed_bytes)
+    if reached is not None:
+        return reached, []
+    least = (search.least_bytes + fixed_bytes) / total_bytes
+    problem = f"--target-size {goal.share:g} is not reached: codebooks of {LEAST_BITS} bits take {least:.3f}."
+    if not config.force:
+        raise BudgetError(f"{problem} Nothing was written: ask for less, or --force writes the smallest.")
+    smallest = search.at_bytes(search.least_bytes)
+    assert smallest is not None
+    return smallest, [problem]
+
+
+class _Search:
+    """Finds widths at bytes and judges them by evaluation.
+
+    Args:
+        widths: The weights.
+        trials: Evaluates.
+    """
+
+    def __init__(self, widths: Widths, trials: Trials) -> None:
+        self._widths, self._trials = widths, trials
+        self.all_dense: Chosen = [None] * len(widths.weights)
+        diverge = trials.divergence_from(widths.dense)
+        self._bits: list[list[int | None]] = []
+        self._items: list[list[Option]] = []
+        for place, weight in enumerate(widths.weights):
+            points = widths.points(place)
+            measured = [diverge(widths.build(self._alone(place, bits))) for bits in PROBES]
+            predicted = Curve([points[bits][0] for bits in PROBES], measured)
+            small = {b: p for b, p in points.items() if p[1] <= MAX_SHARE * weight.size_bytes}
+            self._bits.append([None, *small])
+            dense = Option(0.0, float(weight.size_bytes))
+            self._items.append([dense, *(Option(predicted(e), float(cost)) for e, cost in small.values())])
+        self.least_bytes = sum(min(item.cost for item in items) for items in self._items)
+        self._dense_bytes = sum(items[0].cost for items in self._items)
+
+    def _alone(self, place: int, bits: int) -> Chosen:
+        chosen = list(self.all_dense)
+        chosen[place] = bits
+        return chosen
+
+    def at_bytes(self, budget: float) -> Chosen | None:
+        """Return the widths of least predicted divergence in so many bytes; None when they are too few."""
+        found = choose(self._items, budget) if budget >= 0 else None
+        if found is None:
+            return None
+        return [bits[index] for bits, index in zip(self._bits, found, strict=True)]
+
+    def cost(self, chosen: Chosen) -> float:
+        """Return the bytes of these widths."""
+        return sum(
+            items[bits.index(width)].cost
+            for items, bits, width in zip(self._items, self._bits, chosen, strict=True)
+        )
+
+    def within_drop(self, max_drop: float) -> Chosen | None:
+        """Return the widths of fewest bytes found that keep a budget; None when only dense weights do."""
+        low, high = log(self.least_bytes), log(self._dense_bytes)
+        accepted: list[Chosen] = []
+        middle = low  # the smallest first: it may do
+        for _ in range(BISECTIONS + 1):
+            chosen = self.at_bytes(exp(middle) * (1 + 1e-9))
+            if chosen is not None and self._trials.expected_of(self._widths.build(chosen)) <= max_drop:
+                accepted.append(chosen)
+                high = min(middle, log(self.cost(chosen)))
+            else:
+                low = middle
+            if high <= low:
+                break
+            middle = (low + high) / 2
+        for chosen in sorted(accepted, key=self.cost):
+            if all(bits is None for bits in chosen):
+                return None
+            if self._trials.confirmed(self._widths.build(chosen)).value <= max_drop:
+                return chosen
+        return None
