@@ -45,7 +45,7 @@ def fit_through_relu(
     wanted = outputs.reshape(n, group, -1).swapaxes(0, 1)  # (G, n, O/G)
     offset = bias.reshape(group, 1, -1) + (blocks @ mean[:, :, None]).swapaxes(1, 2)  # (G, 1, O/G)
     for number in range(n_rounds):
-        given = seen @ blocks.swapaxes(1, 2).astype(seen.dtype) + offset
+        given = seen @ blocks.swapaxes(1, 2).astype(seen.dtype) + offset.astype(seen.dtype)
         targets = wanted if number == 0 else np.where(wanted > 0, wanted, np.minimum(given, 0))
         rest = (targets - given).swapaxes(1, 2)  # (G, O/G, n)
         offset = offset + rest.mean(axis=2, dtype=np.float64)[:, None, :]
