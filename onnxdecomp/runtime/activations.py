@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -28,13 +27,12 @@ from threadpoolctl import threadpool_limits
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.layer import Layer, StepSpec
-from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.patches import PatchSums, PlaceSampler, Reader
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
-from onnxdecomp.weights.moments import Moments, PairMoments
+from onnxdecomp.weights.moments import Moments
 
 T = TypeVar("T")
 
@@ -107,120 +105,18 @@ def stream_moments(
     for members in _passes(groups, max_bytes):
         names = [site.data for group in members for site in _main_sites(group)]
         session = open_outputs(model, names)
-        feeds = _sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
-        n_samples = sum(_n_samples(feed) for feed in feeds)
+        feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
+        n_samples = sum(n_samples_in(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples) for group in members]
-        for feed, tensors in _run(partial(run, session), feeds, jobs):
+        for feed, tensors in run_batches(partial(run, session), feeds, jobs):
             for one in gathering:
-                one.add(tensors, _n_samples(feed))
+                one.add(tensors, n_samples_in(feed))
         del session, tensors
         while gathering:
             one = gathering.pop(0)
             moments = one.sums.moments()
             if moments is not None:
                 yield one.key, moments
-
-
-def pair_moments(
-    original: Model,
-    rewritten: Model,
-    tensors: Sequence[tuple[str, str]],
-    layer: Layer,
-    step: StepSpec,
-    samples: Mapping[str, Array],
-    *,
-    jobs: int = 1,
-    seed: int = 0,
-    max_bytes: int = MAX_BYTES,
-) -> PairMoments | None:
-    """Run two models on the same samples and return the joint moments of a layer and its last step.
-
-    As many places are drawn as `gather_moments` draws, those of both models the same. Of each model only
-    what the tensors need is run.
-
-    Args:
-        original: The model with the layer, or its path.
-        rewritten: The model with a chain of several steps in its place, or its path. External data of a
-            model in memory is looked for beside `original`.
-        tensors: For each node that shares the weight: name of the layer's output in `original`, name of the
-            last step's data input in `rewritten`.
-        layer: The layer.
-        step: The last step of the chain.
-        samples: As `load_samples` returns them.
-        jobs: Batches run side by side.
-        seed: Seed of the places drawn.
-        max_bytes: The sums may take half of it.
-
-    Returns:
-        The moments; None when the sums would take more memory or a value is not finite.
-
-    Raises:
-        UsageError: There are too few samples.
-        ModelError: onnxruntime cannot load a model or run it on the samples.
-    """
-    n_outputs, group, size = step.weight_shape[0], step.geometry.group, _patch_size(step)
-    if 8 * size * (group * size + n_outputs) > max_bytes // 2:
-        return None
-    sums = PatchSums(group, size, n_outputs)
-    for patches, outputs in _pairs(original, rewritten, tensors, layer, step, samples, jobs, seed, max_bytes):
-        sums.add(patches, outputs)
-    return sums.pair_moments()
-
-
-def pair_rows(
-    original: Model,
-    rewritten: Model,
-    tensors: Sequence[tuple[str, str]],
-    layer: Layer,
-    step: StepSpec,
-    samples: Mapping[str, Array],
-    *,
-    jobs: int = 1,
-    seed: int = 0,
-    max_bytes: int = MAX_BYTES,
-) -> tuple[FloatArray, FloatArray] | None:
-    """Return the patches ``(n, G, D)`` and outputs ``(n, O)`` themselves that `pair_moments` sums up.
-
-    Args, Raises: As `pair_moments`.
-
-    Returns:
-        None when they could take more than half of `max_bytes`, or when a value is not finite.
-    """
-    n_outputs, group, size = step.weight_shape[0], step.geometry.group, _patch_size(step)
-    if 4 * (_n_wanted(size) + len(tensors)) * (group * size + n_outputs) > max_bytes // 2:
-        return None
-    pairs = list(_pairs(original, rewritten, tensors, layer, step, samples, jobs, seed, max_bytes))
-    patches, outputs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return (patches, outputs) if np.isfinite(patches).all() and np.isfinite(outputs).all() else None
-
-
-def _pairs(
-    original: Model,
-    rewritten: Model,
-    tensors: Sequence[tuple[str, str]],
-    layer: Layer,
-    step: StepSpec,
-    samples: Mapping[str, Array],
-    jobs: int,
-    seed: int,
-    max_bytes: int,
-) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield patches ``(n, G, D)`` of the last step with the outputs ``(n, O)`` of the layer."""
-    folder = original.parent if isinstance(original, Path) else None
-    before = open_outputs(original, [y for y, _ in tensors])
-    after = open_outputs(rewritten, [z for _, z in tensors], folder=folder)
-    feeds = _sized_feeds([before, after], samples, read_proto(original), max_bytes // ACTIVATION_SHARE)
-    total = sum(_n_samples(feed) for feed in feeds)
-    samplers = _samplers(layer, len(tensors), _patch_size(step), seed, total)
-    reader = Reader(step, columns=layer.weight_on_left)
-
-    def run_both(feed: Feeds) -> tuple[Feeds, Feeds]:
-        return run(before, feed), run(after, feed)
-
-    for feed, (outputs, inputs) in _run(run_both, feeds, jobs):
-        for (y, z), sampler in zip(tensors, samplers, strict=True):
-            for places in sampler.draw(reader.shape(inputs[z]), _n_samples(feed)):
-                yield reader.patches(inputs[z], places), reader.outputs(outputs[y], places)
 
 
 @dataclass(frozen=True)
@@ -239,9 +135,9 @@ class _Gathering:
 
     @classmethod
     def of(cls, group: LayerGroup, seed: int, n_samples: int) -> "_Gathering":
-        layer, size, sites = group.layer, _patch_size(group.layer.spec), _main_sites(group)
+        layer, size, sites = group.layer, values_per_patch(group.layer.spec), _main_sites(group)
         readers = (Reader(layer.spec, columns=layer.weight_on_left or site.trans_a) for site in sites)
-        samplers = _samplers(layer, len(sites), size, seed, n_samples)
+        samplers = samplers_of(layer, len(sites), size, seed, n_samples)
         names = (site.data for site in sites)
         return cls(layer.key, tuple(zip(names, readers, samplers, strict=True)), PatchSums(layer.group, size))
 
@@ -251,19 +147,21 @@ class _Gathering:
                 self.sums.add(reader.patches(tensors[name], places))
 
 
-def _run(function: Callable[[Feeds], T], feeds: Sequence[Feeds], jobs: int) -> Iterator[tuple[Feeds, T]]:
+def run_batches(
+    function: Callable[[Feeds], T], feeds: Sequence[Feeds], jobs: int
+) -> Iterator[tuple[Feeds, T]]:
     """Yield each feed with what a function makes of it; meanwhile BLAS has one thread."""
     with threadpool_limits(1, "blas"):
         yield from zip(feeds, in_order(function, feeds, min(jobs, MAX_AHEAD)), strict=True)
 
 
-def _samplers(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:
+def samplers_of(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:
     """Return what draws the places of each node that shares a weight, D being `size`."""
-    n_wanted = _n_wanted(size) / n_sites
+    n_wanted = n_wanted_of(size) / n_sites
     return [PlaceSampler(seed, f"{layer.key}#{site}", n_wanted, n_samples) for site in range(n_sites)]
 
 
-def _n_wanted(size: int) -> int:
+def n_wanted_of(size: int) -> int:
     """Return how many patches of `size` values are looked at."""
     return min(max(ROWS_PER_VALUE * size, MIN_ROWS), MAX_ROWS)
 
@@ -273,7 +171,7 @@ def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[Layer
     members: list[LayerGroup] = []
     taken = 0
     for group in groups:
-        size_bytes = 8 * group.layer.group * _patch_size(group.layer.spec) ** 2
+        size_bytes = 8 * group.layer.group * values_per_patch(group.layer.spec) ** 2
         if size_bytes > max_bytes // 2 or not _main_sites(group):
             continue
         if taken + size_bytes > max_bytes:
@@ -290,12 +188,12 @@ def _main_sites(group: LayerGroup) -> list[Site]:
     return [site for site in group.sites if not site.place.scope.prefix]
 
 
-def _patch_size(spec: StepSpec) -> int:
-    """Return D."""
+def values_per_patch(spec: StepSpec) -> int:
+    """Return D, the values of a patch."""
     return prod(spec.weight_shape[1:])
 
 
-def _sized_feeds(
+def sized_feeds(
     sessions: Sequence[ort.InferenceSession],
     samples: Mapping[str, Array],
     proto: onnx.ModelProto,
@@ -307,10 +205,10 @@ def _sized_feeds(
         arrays = [array for session in sessions for array in run(session, first).values()]
     except ModelError:  # its first axis takes other sizes than it says
         return list(batches(samples, proto, MAX_BATCH))
-    size_bytes = sum(array.nbytes for array in arrays) // _n_samples(first)
+    size_bytes = sum(array.nbytes for array in arrays) // n_samples_in(first)
     return list(batches(samples, proto, min(max(limit_bytes // max(1, size_bytes), 1), MAX_BATCH)))
 
 
-def _n_samples(feed: Feeds) -> int:
+def n_samples_in(feed: Feeds) -> int:
     """Return how many samples are in a feed: its first axes, which also serve where they are no batch."""
     return max((len(array) for array in feed.values() if np.ndim(array)), default=1)

@@ -19,7 +19,7 @@ import onnx
 
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.methods.base import FloatArray
-from onnxdecomp.runtime.activations import pair_moments, pair_rows
+from onnxdecomp.runtime.pairs import pair_moments, pair_rows
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.memory import contents
 from onnxdecomp.search.replacement import Made, Replacement, Replacements
@@ -72,10 +72,10 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
             trials.recovery_samples,
         )
         if replacement.bias is not None and all(output in hidden for output, _ in tensors):
-            rows = pair_rows(*seen, jobs=trials.jobs)
+            rows = pair_rows(*seen, jobs=trials.jobs, known=trials.known_outputs)
             current[key] = current[key] if rows is None else _through_relu(current[key], *rows)
         else:
-            pair = pair_moments(*seen, jobs=trials.jobs)
+            pair = pair_moments(*seen, jobs=trials.jobs, known=trials.known_outputs)
             current[key] = current[key] if pair is None else _solved(step, current[key], pair)
     return current
 

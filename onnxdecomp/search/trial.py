@@ -13,6 +13,7 @@ from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
+from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
@@ -50,6 +51,9 @@ class Trials:
         memory: Keeps what was measured, for the next search of the same model on the same samples.
         n_macs: Multiply-accumulates of the original on one sample.
         jobs: Batches that are run side by side where nothing is timed, each on one thread.
+
+    Attributes:
+        known_outputs: What layers of the original put out on the recovery samples.
     """
 
     watch: Callable[[], object] | None = None
@@ -86,6 +90,7 @@ class Trials:
         self._few_reference = {name: array[few] for name, array in reference.items()}
         self._few_judge = Judge(self.metric, self._few_reference, None)
         self._suffix: tuple[frozenset[str], Suffix | None] = frozenset(), None
+        self.known_outputs = KnownOutputs()
         self._scratch = TemporaryDirectory()
 
     def __enter__(self) -> Self:

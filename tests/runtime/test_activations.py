@@ -14,8 +14,9 @@ from onnxdecomp.graph.io import load
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods.base import Chain
 from onnxdecomp.runtime import activations
-from onnxdecomp.runtime.activations import gather_moments, pair_moments, pair_rows, stream_moments
+from onnxdecomp.runtime.activations import gather_moments, stream_moments
 from onnxdecomp.runtime.outputs import with_outputs
+from onnxdecomp.runtime.pairs import KnownOutputs, pair_moments, pair_rows
 from onnxdecomp.runtime.patches import PatchSums
 from onnxdecomp.weights.moments import Moments, PairMoments
 from tests.builders import CONVOLUTIONS, conv_layer, dense_model, input_of, weight_of
@@ -324,6 +325,26 @@ def test_the_number_of_jobs_changes_no_bit(model, samples, monkeypatch):
         return [moments[key].second.tobytes() for key in sorted(moments)] + [pair.cross_yz.tobytes()]
 
     assert sums(1) == sums(2) == sums(5)
+
+
+def test_known_outputs_of_the_original_are_not_run_again(model, samples, monkeypatch):
+    (c2,) = (group for group in groups_of(model) if group.layer.key == "c2")
+    seen = (model, model, [("c2", "r1")], c2.layer, c2.layer.spec, samples)
+    known = KnownOutputs()
+    first = pair_moments(*seen, known=known)
+    ran = []
+    real = pairs.run
+    monkeypatch.setattr(pairs, "run", lambda s, feed: ran.append(s.get_outputs()[0].name) or real(s, feed))
+    again = pair_moments(*seen, known=known)
+    assert again.cross_yz.tobytes() == first.cross_yz.tobytes()
+    assert set(ran) == {"r1"}
+
+
+def test_outputs_that_take_too_much_are_not_kept():
+    known = KnownOutputs(max_bytes=100)
+    known.put("large", [np.zeros(100)])
+    known.put("small", [np.zeros(10)])
+    assert (known.get("large"), len(known.get("small"))) == (None, 1)
 
 
 def test_rows_of_pairs_are_what_their_moments_sum_up(model, samples):
