@@ -13,7 +13,7 @@ from onnxdecomp.graph.find import LayerGroup, find_layers
 from onnxdecomp.graph.io import load
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods.base import Chain
-from onnxdecomp.runtime import activations
+from onnxdecomp.runtime import activations, pairs
 from onnxdecomp.runtime.activations import gather_moments, stream_moments
 from onnxdecomp.runtime.outputs import with_outputs
 from onnxdecomp.runtime.pairs import KnownOutputs, pair_moments, pair_rows
