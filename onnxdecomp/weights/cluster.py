@@ -226,7 +226,8 @@ class _Problem:
         """Return the rounded centroids ``(n_groups, K)``, and the channels of each group."""
         if not 1 <= bits <= MAX_BITS:
             raise UsageError(f"an index of {bits} bits cannot be made: give 1 to {MAX_BITS}")
-        found = [line.centroids(1 << bits) for line in self.lines]
+        fine = len(self.lines) == 1  # else there are too many for the time that takes
+        found = [line.centroids(1 << bits, fine=fine) for line in self.lines]
         longest = max(len(row) for row in found)
         full = np.stack([np.pad(row, (0, longest - len(row)), "edge") for row in found])
         return rounded(full, kind), list(channel_groups(len(self.weight), self.group_channels))

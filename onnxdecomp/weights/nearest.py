@@ -48,8 +48,8 @@ class Keys:
 
         The bits of a positive float32, read as an integer, are its logarithm, piecewise linear.
         """
-        shares = np.ldexp(values.astype(np.float64), -self._exponent).astype(np.float32)
-        np.clip(shares, -ONE, ONE, out=shares)
+        wide = np.ldexp(values, -self._exponent, dtype=np.float64)
+        shares = np.clip(wide, -1.0, 1.0, out=wide).astype(np.float32)
         shares += np.float32(0.0)  # -0.0 becomes 0.0
         negative = shares.view(np.int32) >> np.int32(31)  # -1 or 0
         np.abs(shares, out=shares)
