@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from onnxdecomp.comparison import bench, verify
     from onnxdecomp.config import Config, LayerRule, load_recipe
     from onnxdecomp.errors import BudgetError, ModelError, OnnxdecompError, UsageError, VerificationError
+    from onnxdecomp.expansion import expand
     from onnxdecomp.inspection import inspect
     from onnxdecomp.pipeline import convert
     from onnxdecomp.report.outcome import Report
@@ -28,6 +29,7 @@ _HOMES = {
     "VerificationError": "errors",
     "bench": "comparison",
     "convert": "pipeline",
+    "expand": "expansion",
     "inspect": "inspection",
     "verify": "comparison",
     "Report": "report.outcome",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "expand",
     "inspect",
     "load_recipe",
     "verify",

@@ -219,6 +219,27 @@ def convert(
 
 
 @command
+def expand(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A model with codebooks.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    calibration: Calibration = None,
+    shape: Shapes = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Put dense weights back in place of codebooks; the outputs are equal."""
+    from onnxdecomp import expansion
+    from onnxdecomp.config import Config, parse_shapes
+    from onnxdecomp.report.table import expansion_table, show
+
+    config = Config(calibration=calibration, shapes=parse_shapes(shape or []), threads=threads, seed=seed)
+    found = expansion.expand(source, output, config=config)
+    if not quiet:
+        show(expansion_table(found.names, found.size_bytes, found.output_error, found.notes))
+
+
+@command
 def inspect(
     source: ModelIn,
     method: Annotated[str, typer.Option(help="auto, or the method to preview.")] = "auto",

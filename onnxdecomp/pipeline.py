@@ -24,6 +24,7 @@ from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
 from onnxdecomp.put_back import Staged, put_all_back, put_layers_back, puts_layers_back, rewritten
+from onnxdecomp.ranks.fixed import Keep
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
@@ -184,7 +185,8 @@ def _decisions(
         report.recovered = searched.recovered
         report.notes += searched.notes
         return searched.decisions
-    moments = gathered(model, targets, trials, config) if trials else {}
+    fitted = [target for target in targets if not isinstance(target.policy, Keep)]
+    moments = gathered(model, fitted, trials, config) if trials else {}
     return (
         (target, decide(target, config, moments.get(target.group.layer.key)))
         for target in track(targets, "layers")
@@ -283,7 +285,7 @@ def _clustered(
     writer = stack.enter_context(ModelWriter(base, output))
     found = cluster_model(base, model, writer.add_tensor, trials, config, track)
     report.weights = found.outcomes
-    report.notes += found.notes
+    report.notes += found.notes + [f"{w.name}: {w.note}" for w in report.clustered if w.note]
     return Staged(writer, writer.stage(found.proto)) if report.clustered else staged
 
 

@@ -313,3 +313,37 @@ def test_a_budget_that_cannot_be_met_has_its_own_exit_code_and_writes_nothing(fo
     assert_one_sentence(result, BUDGET, "of sqnr, more than --max-drop 1e-09")
     assert files(folder) == ["in.onnx", "x.npz"]
     assert call("convert", "in.onnx", "out.onnx", *options, "--force").exit_code == WRITTEN
+
+
+def test_clustering_and_expanding_from_the_command_line(folder):
+    result = call(
+        "convert", "in.onnx", "small.onnx", "--rank", "none", "--cluster", "4", "--report", "r.json"
+    )
+    assert result.exit_code == WRITTEN
+    assert "4 weights clustered" in result.stdout
+    assert {weight["bits"] for weight in json.loads(Path("r.json").read_text())["weights"]} == {4}
+    result = call("expand", "small.onnx", "back.onnx")
+    assert result.exit_code == WRITTEN
+    assert "4 weights expanded" in result.stdout
+    assert files(folder) == ["back.onnx", "in.onnx", "r.json", "small.onnx"]
+
+
+def test_a_model_without_codebooks_is_said_and_written():
+    result = call("expand", "in.onnx", "out.onnx")
+    assert result.exit_code == WRITTEN
+    assert "The model has no codebook" in result.stdout
+    assert Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("bits", ["0", "17", "four"])
+def test_bits_that_cannot_be_are_refused(bits):
+    result = call("convert", "in.onnx", "out.onnx", "--cluster", bits)
+    assert_one_sentence(result, BAD_USE, f"--cluster {bits}: give 1 to 16 bits, or auto.")
+
+
+def test_a_recipe_may_cluster():
+    Path("recipe.toml").write_text('rank = "none"\ncluster = 5\ncluster_group = 16\nopset = 18\n')
+    result = call("convert", "in.onnx", "out.onnx", "--recipe", "recipe.toml", "--verify", "layers")
+    assert result.exit_code == WRITTEN
+    assert "4 weights clustered" in result.stdout
+    assert onnx.load("out.onnx").opset_import[0].version == 18

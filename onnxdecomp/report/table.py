@@ -1,12 +1,12 @@
 """Reports, inspections and benchmarks as tables for a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxdecomp.report.outcome import Accuracy, BeforeAfter, LayerOutcome, Report
+from onnxdecomp.report.outcome import Accuracy, BeforeAfter, LayerOutcome, Report, WeightOutcome
 
 UNKNOWN = "?"
 
@@ -70,7 +70,12 @@ def report_table(report: Report) -> RenderableType:
         parts.append(_decomposed_table(report.decomposed))
     kept = [layer for layer in report.layers if layer.status == "kept"]
     if kept:
-        parts.append(_kept_table(kept))
+        parts.append(_reasons_table("layers kept", [(layer.key, layer.reason) for layer in kept]))
+    if report.clustered:
+        parts.append(_clustered_table(report.clustered))
+    dense = [weight for weight in report.weights if weight.status == "dense"]
+    if dense:
+        parts.append(_reasons_table("weights stay dense", [(w.name, w.reason) for w in dense]))
     parts.append(_summary(report))
     parts.extend(Text(note) for note in report.notes)
     return Group(*parts)
@@ -113,14 +118,45 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
     return table
 
 
-def _kept_table(layers: list[LayerOutcome]) -> Table:
-    """List kept layers, those with the same reason in one row."""
+def _clustered_table(weights: list[WeightOutcome]) -> Table:
+    words = ("weight", "operator", "shape")
+    figures = ("bits", "centroids", "weight error", "error on data", "bytes", "ratio")
+    table = plain_table(f"{len(weights)} weights clustered", *words, *figures, left=len(words))
+    for weight in weights:
+        groups = f"{weight.n_codebooks} x " if weight.n_codebooks != 1 else ""
+        table.add_row(
+            Text(weight.name),
+            weight.op_type,
+            shape(weight.shape),
+            str(weight.bits),
+            f"{groups}{weight.n_centroids}",
+            percent(weight.weight_error),
+            percent(weight.data_error),
+            f"{size(weight.size_bytes.before)} → {size(weight.size_bytes.after)}",
+            _times(weight.size_bytes.ratio),
+        )
+    return table
+
+
+def expansion_table(
+    names: Sequence[str], size_bytes: BeforeAfter, output_error: float | None, notes: Sequence[str]
+) -> RenderableType:
+    """Return how many codebooks were expanded and what that does to the size."""
+    table = plain_table(f"{len(names)} weights expanded", "", "before", "after", "ratio")
+    table.add_row("file", size(size_bytes.before), size(size_bytes.after), _times(size_bytes.ratio))
+    if output_error is not None:
+        table.add_row("output error", "", percent(output_error), "")
+    return Group(table, *(Text(note) for note in notes))
+
+
+def _reasons_table(title: str, named: list[tuple[str, str]]) -> Table:
+    """List names with reasons, those with the same reason in one row."""
     reasons: dict[str, list[str]] = {}
-    for layer in layers:
-        reasons.setdefault(layer.reason, []).append(layer.key)
-    table = plain_table(f"{len(layers)} layers kept", "layers", "reason", left=2)
-    for reason, keys in reasons.items():
-        table.add_row(Text(some(keys)), Text(reason))
+    for name, reason in named:
+        reasons.setdefault(reason, []).append(name)
+    table = plain_table(f"{len(named)} {title}", title.split()[0], "reason", left=2)
+    for reason, names in reasons.items():
+        table.add_row(Text(some(names)), Text(reason))
     return table
 
 

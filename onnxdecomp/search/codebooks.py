@@ -33,7 +33,7 @@ NODE_BYTES = 700
 MAX_SHARE = 0.75
 """Share of a weight's bytes that its codebook may take, the nodes included: else it stays dense."""
 
-REFIT_OPERATIONS = 2e11
+REFIT_OPERATIONS = 3e10
 """Operations of a step of refitting, ``2 O D^2``, above which centroids are not refitted."""
 
 LEAST_BITS = 2
@@ -188,19 +188,36 @@ def codebook_of(
 ) -> Codebook:
     """Return the codebook of a weight, fitted to data where there is some.
 
-    Indices have as few bits as the centroids take.
+    Errors counted by the size of the input alone leave out how inputs go together, and may lose more than
+    errors that all count the same: the better of the two is refitted. Indices have as few bits as the
+    centroids take.
     """
-    found = cluster(
-        array,
-        bits,
-        importance=metric.importance if metric else None,
-        group_channels=config.cluster_group or None,
-        centroids=config.cluster_centroids,
-        axis=weight.stored.axis,
-    )
-    needed = max((found.centroids.shape[1] - 1).bit_length(), 1)
-    found = replace(found, bits=min(bits, needed))
-    return _refitted(found, array, metric) if metric else found
+
+    def clustered(importance: FloatArray | None) -> Codebook:
+        found = cluster(
+            array,
+            bits,
+            importance=importance,
+            group_channels=config.cluster_group or None,
+            centroids=config.cluster_centroids,
+            axis=weight.stored.axis,
+        )
+        needed = max((found.centroids.shape[1] - 1).bit_length(), 1)
+        return replace(found, bits=min(bits, needed))
+
+    plain = clustered(None)
+    if metric is None:
+        return plain
+    weighed = clustered(metric.importance)
+    best = min(weighed, plain, key=lambda codebook: _data_error(codebook, array, metric))
+    return _refitted(best, array, metric)
+
+
+def _data_error(codebook: Codebook, array: FloatArray, metric: Metric) -> float:
+    """Return the relative error of the layer's output on the data."""
+    scale = metric.scale[:, np.newaxis]
+    decoded, wanted = (dense.reshape(-1)[metric.order] * scale for dense in (codebook.decode(), array))
+    return output_error(decoded, wanted, metric.moment)
 
 
 def _refitted(codebook: Codebook, array: FloatArray, metric: Metric) -> Codebook:
@@ -250,11 +267,7 @@ def clustered_outcome(
     weight: Clusterable, array: FloatArray, codebook: Codebook, metric: Metric | None
 ) -> WeightOutcome:
     """Return what the report says of a weight that became a codebook."""
-    data_error = None
-    if metric is not None:
-        scale = metric.scale[:, np.newaxis]
-        rows = (codebook.decode().reshape(-1)[metric.order] * scale, array.reshape(-1)[metric.order] * scale)
-        data_error = output_error(*rows, metric.moment)
+    data_error = _data_error(codebook, array, metric) if metric else None
     n_codebooks, n_centroids = codebook.centroids.shape
     return replace(
         weight.outcome(""),
