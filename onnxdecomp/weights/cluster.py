@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.methods.base import FloatArray
-from onnxdecomp.weights.kmeans1d import Line
+from onnxdecomp.weights.kmeans1d import best_centroids
+from onnxdecomp.weights.line import Line
 from onnxdecomp.weights.moments import Moment
 from onnxdecomp.weights.nearest import Floats, Indices, index_dtype, nearest
 from onnxdecomp.weights.sixteen_bits import Kind, Rounded, Stored, rounded, stored
@@ -227,7 +228,7 @@ class _Problem:
         if not 1 <= bits <= MAX_BITS:
             raise UsageError(f"an index of {bits} bits cannot be made: give 1 to {MAX_BITS}")
         fine = len(self.lines) == 1  # else there are too many for the time that takes
-        found = [line.centroids(1 << bits, fine=fine) for line in self.lines]
+        found = [best_centroids(line, 1 << bits, fine=fine) for line in self.lines]
         longest = max(len(row) for row in found)
         full = np.stack([np.pad(row, (0, longest - len(row)), "edge") for row in found])
         return rounded(full, kind), list(channel_groups(len(self.weight), self.group_channels))

@@ -22,24 +22,17 @@ The R Journal 3 (2011); Panter and Dite, "Quantization distortion in pulse-count
 spacing of levels", Proceedings of the IRE 39 (1951), for the density to the power 1/3.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from onnxdecomp.methods.base import FloatArray
-from onnxdecomp.weights.nearest import Floats, Keys, binary_exponent, chunks, largest_magnitude
-
-Edges = NDArray[np.intp]
-"""``(K + 1,)``: cluster k is ``values[edges[k]:edges[k + 1]]``, never empty."""
+from onnxdecomp.weights.line import Edges, Line, prefix
+from onnxdecomp.weights.nearest import Floats
 
 MAX_EXACT = 256
 """Most centroids for which dynamic programming is worth its time."""
-
-MAX_SORTED = 1 << 22
-"""Most values that are sorted."""
 
 MIN_CELLS, MAX_CELLS, CELLS_PER_CENTROID = 1024, 4096, 16
 FEW_VALUES = 1 << 15
@@ -59,107 +52,41 @@ MAX_WINDOWS = 24
 MIN_GAIN = 1e-9
 """Share of the loss that a pass over the windows is worth."""
 
-KEY_BITS = 17
-COUNT_CHUNK = 1 << 22
 KNOTS, TAIL = 1 << 13, 1 << 11
 
 
-@dataclass(frozen=True)
-class Line:
-    """Distinct weighted values in rising order, as prefix sums.
+def best_centroids(line: Line, n_centroids: int, *, fine: bool = True) -> Floats:
+    """Return at most `n_centroids` rising centroids with the least `loss`; the same ones each time.
+
+    When there are no more distinct values than centroids, these values are returned.
 
     Args:
-        values: ``(n,)``, rising, in units of ``2^exponent``.
-        mass: ``(n + 1,)`` sum of the weights before each value.
-        moment: ``(n + 1,)`` sum of weight times ``value - center`` before each value.
-        center: About the mean of the values.
-        spread: Sum of weight times ``(value - center)^2``, in the same units.
-        exponent: Of the unit.
+        line: The values.
+        n_centroids: 1 and more.
+        fine: Whether up to `FEW_VALUES` values are searched in `MAX_CELLS` cells, which takes tenths of
+            a second: losses are then within 1e-6 of the least one for up to 64 centroids, else some 1e-4.
     """
+    if len(line.values) <= n_centroids:
+        return np.ldexp(line.values, line.exponent)
+    if n_centroids > MAX_EXACT:
+        edges = lloyd(line, windowed(line, lloyd(line, companded(line, n_centroids))))
+    else:
+        few = fine and len(line.values) <= FEW_VALUES  # of few values, near optima are many
+        n_cells = MAX_CELLS if few else max(CELLS_PER_CENTROID * n_centroids, MIN_CELLS)
+        cells, places = _merged(line, n_cells)
+        edges = optimal(cells, n_centroids)
+        if len(cells.values) < len(line.values):
+            edges = lloyd(line, windowed(line, lloyd(line, places[edges])))
+    return np.ldexp(line.means(edges), line.exponent)
 
-    values: Floats
-    mass: Floats
-    moment: Floats
-    center: float
-    spread: float
-    exponent: int
 
-    @classmethod
-    def of(cls, values: FloatArray, weights: FloatArray | None = None) -> "Line":
-        """Return the line of an array of any shape; `weights` is broadcast to it, None counts each once.
-
-        Weights that are all zero count as none. Memory beyond the input: some 50 bytes a value where they
-        are sorted, else some 300 MB.
-
-        Raises:
-            ValueError: There is no value, one is not finite, or a weight is negative or not finite.
-        """
-        largest = largest_magnitude(values)
-        if values.size == 0 or not np.isfinite(largest):
-            what = "there are none" if values.size == 0 else "some are infinite or not a number"
-            raise ValueError(f"the weights cannot be clustered: {what}")
-        if weights is not None:
-            weights = _checked(np.broadcast_to(weights, values.shape))
-        exponent = binary_exponent(largest)
-        if values.size <= MAX_SORTED:
-            return cls(*_sorted(values, weights, exponent), exponent)
-        return cls(*_counted(values, weights, largest), exponent)
-
-    @property
-    def energy(self) -> float:
-        """Sum of weight times value squared."""
-        mass, moment = float(self.mass[-1]), float(self.moment[-1])
-        inner = self.spread + 2 * self.center * moment + self.center**2 * mass
-        return float(np.ldexp(inner, 2 * self.exponent))
-
-    def loss(self, centroids: Floats) -> float:
-        """Return the sum of weight times squared distance to the nearest of rising centroids ``(K,)``."""
-        scaled = np.ldexp(centroids, -self.exponent)
-        inner = np.searchsorted(self.values, scaled[:-1] / 2 + scaled[1:] / 2)
-        edges = np.concatenate([[0], inner, [len(self.values)]])
-        mass, moment, around = np.diff(self.mass[edges]), np.diff(self.moment[edges]), scaled - self.center
-        lost = self.spread + float(np.sum(around**2 * mass - 2 * around * moment))
-        return float(np.ldexp(max(lost, 0.0), 2 * self.exponent))
-
-    def centroids(self, n_centroids: int, *, fine: bool = True) -> Floats:
-        """Return at most `n_centroids` rising centroids with the least `loss`; the same ones each time.
-
-        When there are no more distinct values than centroids, these values are returned.
-
-        Args:
-            n_centroids: 1 and more.
-            fine: Whether up to `FEW_VALUES` values are searched in `MAX_CELLS` cells, which takes tenths of
-                a second: losses are then within 1e-6 of the least one for up to 64 centroids, else some 1e-4.
-        """
-        if len(self.values) <= n_centroids:
-            return np.ldexp(self.values, self.exponent)
-        if n_centroids > MAX_EXACT:
-            edges = lloyd(self, windowed(self, lloyd(self, companded(self, n_centroids))))
-        else:
-            few = fine and len(self.values) <= FEW_VALUES  # of few values, near optima are many
-            n_cells = MAX_CELLS if few else max(CELLS_PER_CENTROID * n_centroids, MIN_CELLS)
-            line, places = self._merged(n_cells)
-            edges = optimal(line, n_centroids)
-            if len(line.values) < len(self.values):
-                edges = lloyd(self, windowed(self, lloyd(self, places[edges])))
-        return np.ldexp(self.means(edges), self.exponent)
-
-    def means(self, edges: Edges) -> Floats:
-        """Return ``(K,)``, the best centroid of each cluster."""
-        means: Floats = np.diff(self.moment[edges]) / np.diff(self.mass[edges]) + self.center
-        return means
-
-    def cost(self, edges: Edges) -> float:
-        """Return the loss of the best centroids of clusters, less the spread: negative or zero."""
-        return float(-np.sum(np.diff(self.moment[edges]) ** 2 / np.diff(self.mass[edges])))
-
-    def _merged(self, n_cells: int) -> tuple["Line", Edges]:
-        """Return a line of at most `n_cells` cells, and where each begins among the values."""
-        if len(self.values) <= n_cells:
-            return self, np.arange(len(self.values) + 1)
-        places = companded(self, n_cells)
-        mass, moment, means = self.mass[places], self.moment[places], self.means(places)
-        return Line(means, mass, moment, self.center, self.spread, self.exponent), places
+def _merged(line: Line, n_cells: int) -> tuple[Line, Edges]:
+    """Return a line of at most `n_cells` cells, and where each begins among the values."""
+    if len(line.values) <= n_cells:
+        return line, np.arange(len(line.values) + 1)
+    places = companded(line, n_cells)
+    mass, moment, means = line.mass[places], line.moment[places], line.means(places)
+    return Line(means, mass, moment, line.center, line.spread, line.exponent), places
 
 
 def companded(line: Line, n_parts: int) -> Edges:
@@ -176,7 +103,7 @@ def companded(line: Line, n_parts: int) -> Edges:
     free = np.cbrt(mass * gaps**2)
     alone = _alone(free, counts, n_parts)
     edges = np.repeat(knots[:-1][alone], counts[alone]) + _counted_up(counts[alone])
-    area = _prefix(np.where(alone, 0.0, free))
+    area = prefix(np.where(alone, 0.0, free))
     wanted = np.linspace(0.0, area[-1], n_parts - len(edges) + 1)[1:-1]
     cuts = np.ceil(np.interp(wanted, area, knots)).astype(np.intp)
     return _not_empty(np.sort(np.concatenate([edges, cuts])), n)
@@ -193,7 +120,7 @@ def _alone(free: Floats, counts: Edges, n_parts: int) -> NDArray[np.bool_]:
     order = np.argsort(-free / counts, kind="stable")
     n_left = n_parts - np.append(0, np.cumsum(counts[order]))  # parts for the others, if the first are alone
     able = n_left > 0
-    levels = (np.sum(free) - _prefix(free[order]))[able] / n_left[able]
+    levels = (np.sum(free) - prefix(free[order]))[able] / n_left[able]
     highest = np.append((free / counts)[order], 0.0)[: len(levels)]
     fits = highest <= levels
     n_alone = int(np.argmax(fits)) if np.any(fits) else len(levels) - 1
@@ -250,7 +177,7 @@ def _widest(line: Line, edges: Edges) -> int:
     """Return the most values in one cluster whose loss is no more than that of known edges as a whole."""
     mass = np.diff(line.mass)
     places = np.diff(line.moment) / mass
-    second = _prefix(mass * places**2)
+    second = prefix(mass * places**2)
     slack = 1e-12 * float(second[-1])  # what rounding may hide
     bound = float(second[-1]) + line.cost(edges) + slack
     ends = np.arange(1, len(mass) + 1)
@@ -351,76 +278,3 @@ def _not_empty(inner: Edges, n: int) -> Edges:
     order = np.arange(1, len(inner) + 1)
     rising = np.maximum.accumulate(np.maximum(inner - order, 0)) + order
     return np.concatenate([[0], np.minimum(rising, n - 1 - len(inner) + order), [n]])
-
-
-def _prefix(terms: Floats) -> Floats:
-    sums = np.empty(len(terms) + 1)
-    sums[0] = 0.0
-    np.cumsum(terms, out=sums[1:])
-    return sums
-
-
-def _checked(weights: FloatArray) -> FloatArray | None:
-    """Return weights that are fit to be used; None when all are zero."""
-    low, high = float(np.min(weights)), float(np.max(weights))
-    if not (low >= 0 and np.isfinite(high)):
-        raise ValueError(
-            "the weights cannot be clustered: their importance is negative, infinite or no number"
-        )
-    return weights if high > 0 else None
-
-
-Sums = tuple[Floats, Floats, Floats, float, float]
-"""Of a `Line`: values, mass, moment, center and spread."""
-
-
-def _sorted(values: FloatArray, weights: FloatArray | None, exponent: int) -> Sums:
-    """Return the sums of the distinct values of an array."""
-    flat = values.reshape(-1)
-    if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)  # sorted faster
-    each: Floats | None = None
-    if weights is None:
-        rising = np.sort(flat)
-    else:
-        order = np.argsort(flat, kind="stable")
-        each = weights.reshape(-1)[order].astype(np.float64)
-        rising, each = flat[order][each > 0], each[each > 0]
-    starts = np.flatnonzero(rising[1:] != rising[:-1]) + 1
-    starts = np.concatenate([[0], starts])
-    places = np.ldexp(rising[starts], -exponent, dtype=np.float64)
-    mass = np.append(starts, len(rising)).astype(np.float64)
-    if each is not None:
-        mass = _prefix(np.add.reduceat(each, starts))
-    return _summed(places, mass)
-
-
-def _summed(places: Floats, mass: Floats, hidden: float = 0.0) -> Sums:
-    """Return the sums of rising places ``(n,)`` with the weights ``(n + 1,)`` before each."""
-    atoms = np.diff(mass)
-    center = float(np.dot(atoms, places)) / float(mass[-1])
-    around = places - center
-    atoms *= around
-    return places, mass, _prefix(atoms), center, float(np.dot(atoms, around)) + hidden
-
-
-def _counted(values: FloatArray, weights: FloatArray | None, largest: float) -> Sums:
-    """Return the sums of cells of near values: their means stand for them."""
-    keys, exponent = Keys(largest, KEY_BITS), binary_exponent(largest)
-    mass, first, second = np.zeros(keys.n_keys), np.zeros(keys.n_keys), 0.0
-    for place, part in chunks(values, COUNT_CHUNK):
-        at = keys.of(part)
-        scaled = np.ldexp(part, -exponent, dtype=np.float64)
-        if weights is None:
-            mass += np.bincount(at, minlength=keys.n_keys)
-            second += float(np.dot(scaled, scaled))
-        else:
-            each = np.asarray(weights.flat[place], np.float64)
-            mass += np.bincount(at, each, keys.n_keys)
-            second += float(np.dot(scaled * scaled, each))
-            scaled *= each
-        first += np.bincount(at, scaled, keys.n_keys)
-    seen = np.flatnonzero(mass)
-    mass, first = mass[seen], first[seen]
-    hidden = second - float(np.dot(first, first / mass))  # what the means of cells do not show
-    return _summed(first / mass, _prefix(mass), max(hidden, 0.0))
