@@ -2,7 +2,8 @@
 
     python -m bench.clustering [--repeats 15] [-o bench/results/clustering.json]
 
-* 589,824 weights (256 x 256 x 3 x 3) into 64 centroids: the time for the centroids, their rounding to float16 and all indices.
+* 589,824 weights (256 x 256 x 3 x 3) into 64 centroids: the time for the centroids, their rounding to
+  float16 and all indices.
 * 20,000 values of several distributions: the loss above the exact optimum of `kmeans1d`, and that of
   scikit-learn's KMeans with ten restarts above it (``pip install kmeans1d scikit-learn``).
 * 100 million weights into 16 and 256 centroids, in a process of its own for its peak memory.
@@ -58,15 +59,17 @@ def time_of_a_layer(repeats: int) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in MADE:
         weight = made(name, N_LAYER).reshape(256, -1)
-        milliseconds = []
+        milliseconds, cpu_milliseconds = [], []
         for _ in range(repeats):
-            start = perf_counter()
+            start, start_cpu = perf_counter(), process_time()
             cluster(weight, 6)
             milliseconds.append(1e3 * (perf_counter() - start))
+            cpu_milliseconds.append(1e3 * (process_time() - start_cpu))
         found[name] = {
             "median_ms": statistics.median(milliseconds),
             "least_ms": min(milliseconds),
             "most_ms": max(milliseconds),
+            "median_cpu_ms": statistics.median(cpu_milliseconds),
         }
     return found
 

@@ -14,8 +14,9 @@ of the weights h and of h x, an interval's cost is a matter of four numbers::
    steps, then in single values.
 
 More than `MAX_EXACT` centroids start at quantiles of the density to the power 1/3, which are optimal in the
-limit, and only Lloyd's iteration follows. More than `MAX_SORTED` values are not sorted but counted into some
-million cells; centroids then differ from those of the sorted values by less than a cell.
+limit, and only 3. and 4. follow: some 1e-3 to 1e-2 above the least loss. Values that are too many to be
+sorted come as cells, `weights.line` says how; centroids then differ from those of the sorted values by less
+than a cell.
 
 Source: Wang and Song, "Ckmeans.1d.dp: optimal k-means clustering in one dimension by dynamic programming",
 The R Journal 3 (2011); Panter and Dite, "Quantization distortion in pulse-count modulation with nonuniform

@@ -194,7 +194,9 @@ def test_companded_parts_are_as_many_as_asked_and_not_empty(name, n_parts):
 
 
 def test_one_value_gives_one_centroid():
-    np.testing.assert_array_equal(Line.of(np.full((3, 4), 0.3, np.float32)).centroids(16), [np.float32(0.3)])
+    np.testing.assert_array_equal(
+        best_centroids(Line.of(np.full((3, 4), 0.3, np.float32)), 16), [np.float32(0.3)]
+    )
 
 
 def test_weights_that_are_all_zero_count_as_none():
