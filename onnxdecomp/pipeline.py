@@ -23,14 +23,14 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
-from onnxdecomp.put_back import Staged, put_all_back, put_layers_back, puts_layers_back, rewritten
+from onnxdecomp.put_back import Staged, kept, put_all_back, put_layers_back, puts_layers_back, rewritten
 from onnxdecomp.ranks.fixed import Keep
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
-from onnxdecomp.search.int8 import quantized
+from onnxdecomp.search.int8 import fastest_int8
 from onnxdecomp.search.parts import needs_samples
 from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.run import gathered, measured, open_trials, search_network
@@ -293,10 +293,14 @@ def _in_int8(
     converted: RuntimeModel, trials: Trials, writer: ModelWriter, report: Report, config: Config
 ) -> RuntimeModel:
     """Return the model in INT8 where that keeps the budget and is faster; else as it is, with a note."""
-    found = quantized(converted, trials, config)
+    found, is_original = fastest_int8(converted, trials, config, decomposed=bool(report.decomposed))
     if found.model is None:
         report.notes.append(f"Kept in float: {found.reason}")
         return converted
+    if is_original:
+        reason = "put back: in INT8 the original is faster than the decomposed model"
+        report.layers = [kept(y, reason) if y.status == "decomposed" else y for y in report.layers]
+        report.recovered = ()
     report.int8 = found.quantized
     report.notes += [f"{key} stays in float: {reason}" for key, reason in found.kept]
     return writer.stage(found.model)

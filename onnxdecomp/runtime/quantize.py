@@ -97,6 +97,7 @@ def search_int8(
     budget: float,
     *,
     faster: Faster | None = None,
+    against: Model | None = None,
     exclude: Collection[str] = (),
     threads: int = 1,
     seed: int = 0,
@@ -114,6 +115,7 @@ def search_int8(
         loss: What a model loses, measured on data that are not in `samples`.
         budget: What it may lose at most.
         faster: The clock; None to accept any model.
+        against: What the result has to be faster than; None is the float model.
         exclude: Keys of nodes to leave in float.
         threads: Threads inside an operator.
         seed: Seed of the choice of `N_CALIBRATION` samples.
@@ -136,7 +138,7 @@ def search_int8(
     if found.model is None or faster is None:
         return found
     found = _sped_up(work, found, lambda quick, slow: faster(quick, slow) and loss(quick) <= budget)
-    if found.model is not None and faster(found.model, model):
+    if found.model is not None and faster(found.model, model if against is None else against):
         return found
     n_nodes = len(found.quantized) + len(found.kept)
     slow = tuple((key, "INT8 is not faster") for key in found.quantized)

@@ -13,6 +13,7 @@ from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.fitting import Fitter
 from onnxdecomp.search.goal import InPlaceCosts
 from tests.networks import network
@@ -245,10 +246,28 @@ def test_named_ranks_keep_a_budget_or_write_nothing(model, calibration):
     assert not model.with_name("out.onnx").exists()
 
 
-def test_int8_comes_after_decomposition_inside_the_same_budget(model, calibration):
+def speed(model, original_wins: bool) -> float:
+    """Return how fast a model is where chains, INT8 and both together pay, or INT8 of the original most."""
+    nodes = read_proto(model).graph.node
+    in_int8 = any(node.op_type == "QuantizeLinear" for node in nodes)
+    if any("/onnxdecomp/" in name for node in nodes for name in node.input):
+        return 3.0 if in_int8 else 2.0
+    return (4.0 if original_wins else 2.5) if in_int8 else 1.0
+
+
+@pytest.mark.parametrize(("original_wins", "status"), [(False, "decomposed"), (True, "kept")])
+def test_int8_is_inside_the_same_budget_and_of_the_faster_model(
+    model, calibration, monkeypatch, original_wins, status
+):
+    def compare(slow, quick, feeds, threads):
+        ratio = speed(quick, original_wins) / speed(slow, original_wins)
+        return measured(ratio, 0.01)(slow, quick, feeds, threads)
+
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", compare)
     report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
     assert report.int8
     assert report.accuracy.drop <= 0.05
+    assert status in {layer.status for layer in report.layers if layer.key == "c2"}
     ops = {node.op_type for node in load(model.with_name("out.onnx")).proto.graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= ops
 
