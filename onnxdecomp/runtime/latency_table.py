@@ -35,7 +35,7 @@ STEPS = (4, 8, 16)
 """Channel blocks of the processors known: ranks that are multiples of one may end a stair."""
 
 STAIRS_EXPLAINED = 0.75
-"""Share of the stairs that have to end on multiples of a step: noise makes a stair of its own now and then."""
+"""Share of the stairs that have to end on multiples of a step: noise makes one of its own now and then."""
 
 Chain = Sequence[StepSpec]
 
