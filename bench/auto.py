@@ -2,7 +2,7 @@
 
     python -m bench.auto [NAME ...] [--max-drop 0.01 ...]
     python -m bench.auto --max-drop 0.005 0.01 0.02 -o bench/results/budgets.json
-    python -m bench.auto --int8 -o bench/results/auto_int8.json
+    python -m bench.auto --int8 -o FILE
 
 512 unlabelled training images are fitted to. Half of the test images, labelled, are what a user would give
 as ``--eval``: the choice is made and confirmed on them. Accuracy is then measured on the whole test set and
