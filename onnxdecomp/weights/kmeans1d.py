@@ -65,7 +65,7 @@ def best_centroids(line: Line, n_centroids: int, *, fine: bool = True) -> Floats
         line: The values.
         n_centroids: 1 and more.
         fine: Whether up to `FEW_VALUES` values are searched in `MAX_CELLS` cells, which takes tenths of
-            a second: losses are then within 1e-6 of the least one for up to 64 centroids, else some 1e-4.
+            a second: losses are then within about 1e-6 of the least for up to 64 centroids, else some 1e-4.
     """
     if len(line.values) <= n_centroids:
         return np.ldexp(line.values, line.exponent)
