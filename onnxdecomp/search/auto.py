@@ -5,17 +5,18 @@ The predicted divergences of the layers add up, so a knapsack finds the choice f
 that it was not made on; where they disagree a weaker choice is taken.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp, log
 
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
-from onnxdecomp.search.options import LayerOptions, Option
+from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
-from onnxdecomp.search.sensitivity import Curve, measure_layer
+from onnxdecomp.search.sensitivity import Curve, best_fit, curve_of
+from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.search.trial import Trials
 
 BISECTIONS = 7
@@ -82,17 +83,27 @@ Cost = Callable[[LayerOptions, Option | None], float]
 """Cost of an option of a layer, or of the layer itself."""
 
 
-def ballots(layers: Iterable[LayerOptions], trials: Trials, cost: Cost) -> list[Ballot]:
-    """Measure what each layer's options do to the network's output, and choose its fit by that."""
-    made = []
-    for layer in layers:
+def ballots(
+    layers: Sequence[LayerOptions], trials: Trials, cost: Cost, track: Track = untracked
+) -> list[Ballot]:
+    """Measure what each layer's options do to the network's output, and choose its fit by that.
 
-        def diverge(layer: LayerOptions, option: Option) -> float:
-            return trials.divergence({layer.key: layer.replacement(option)})
+    Args:
+        layers: The layers.
+        trials: Evaluates.
+        cost: What options cost.
+        track: Shows progress over the layers.
+    """
 
-        fit, curve = measure_layer(layer, diverge, N_PROBES)
-        made.append(_ballot(layer, layer.options[fit], curve, cost))
-    return made
+    def diverge(layer: LayerOptions, option: Option) -> float:
+        return trials.divergence({layer.key: layer.replacement(option)})
+
+    fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
+    complete([(layer, fit) for layer, (fit, _) in zip(layers, fits, strict=True)], trials.jobs, track)
+    return [
+        _ballot(layer, layer.options[fit], curve_of(layer, fit, moved, diverge, N_PROBES), cost)
+        for layer, (fit, moved) in zip(track(layers, "weighing layers"), fits, strict=True)
+    ]
 
 
 def _ballot(layer: LayerOptions, options: list[Option], curve: Curve, cost: Cost) -> Ballot:

@@ -1,8 +1,8 @@
 """What each layer may become: methods and ranks over a range of costs, fitted to data and timed.
 
 For every method one aligned candidate per share of the layer's MACs; those that another one beats in both
-time and estimated error go. The rest are fitted in each way of `weights.fit`, with their exact error on the
-data.
+time and estimated error go. The one in the middle of the rest is fitted in each way of `weights.fit`; the
+others follow in the way that serves the network best (`complete`), or when they are asked for.
 
 Layers are factorized side by side before and after all of them are timed, one after the other: nothing else
 runs while the clock does.
@@ -13,9 +13,10 @@ asked for, the same bit for bit.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.ranks.study import Candidate, Measured
 from onnxdecomp.runtime.cache import canonical
@@ -42,9 +43,10 @@ class Option:
     """One chain for one layer.
 
     Args:
-        candidate: Method, ranks and what they cost; its error is the one on the data.
+        candidate: Method, ranks and what they cost; its error is an estimate.
         fit: How it was fitted.
         make: Returns the chain, each time the same one.
+        measure: Returns the relative error of the layer's output on the data.
         ratio: Time of the chain over that of the layer, alone in onnxruntime.
         size_bytes: What its weights take in the file.
         identity: What the chain follows from, given model, samples and settings.
@@ -53,6 +55,7 @@ class Option:
     candidate: Candidate
     fit: Fit
     make: Callable[[], Fitted]
+    measure: Callable[[], float]
     ratio: float
     size_bytes: int
     identity: str
@@ -60,7 +63,7 @@ class Option:
     @property
     def error(self) -> float:
         """Relative error of the layer's output on the data."""
-        return self.candidate.error
+        return self.measure()
 
     @property
     def chain(self) -> Chain:
@@ -81,11 +84,13 @@ class LayerOptions:
         target: The layer.
         weight: ``(O, I/G, *K)``.
         options: By name of the fit, cheapest last.
+        ways: What makes their chains, by name of the fit.
     """
 
     target: Target
     weight: FloatArray
     options: Mapping[str, list[Option]]
+    ways: "Mapping[str, Way]"
 
     @property
     def key(self) -> str:
@@ -136,7 +141,8 @@ def find_options(
         memory: Keeps what was found, for the next search of the same model on the same samples.
     """
     guide = next((fit for fit in fits if fit.shrinkage == SHRUNK.shrinkage), fits[0])
-    with Workers(jobs if _work(subjects) >= MIN_SHARED_MACS else 1) as workers:
+    work = _work(subject.study.layer for subject in subjects)
+    with Workers(jobs if work >= MIN_SHARED_MACS else 1) as workers:
         spreads = _spreads(subjects, guide, workers, track, memory)
         timed = [
             candidates if isinstance(candidates, str) else _timed(subject, subject.key(guide), candidates)
@@ -161,9 +167,9 @@ def _spreads(
     return found
 
 
-def _work(subjects: Iterable[Subject]) -> int:
+def _work(layers: Iterable[Layer]) -> int:
     """Return the multiply-accumulates of laying every weight on the moment of its input."""
-    return sum(s.study.layer.n_params * patch_size(s.study.layer) for s in subjects)
+    return sum(layer.n_params * patch_size(layer) for layer in layers)
 
 
 def _timed(subject: Subject, key: Mapping[str, object], candidates: list[Candidate]) -> Timed | str:
@@ -188,38 +194,59 @@ def _timed(subject: Subject, key: Mapping[str, object], candidates: list[Candida
     return Timed(subject, key, candidates, kept[::-1])
 
 
-class _Fits:
-    """One way to fit a layer: what is known of its chains, and what is to be made now.
+class Way:
+    """One way to fit a layer: makes chains, and knows the errors of those that were made before.
 
     Args:
         timed: The layer.
         fit: The way.
-        memory: What is known.
+        fitter: Makes single chains.
+        memory: Keeps the errors for the next search.
     """
 
-    def __init__(self, timed: Timed, fit: Fit, memory: Memory | None) -> None:
-        self._timed, self._fit, self._memory = timed, fit, memory
+    def __init__(self, timed: Timed, fit: Fit, fitter: Fitter, memory: Memory | None) -> None:
+        self._timed, self._fit, self._fitter, self._memory = timed, fit, fitter, memory
         self._key = {**timed.key, "fit": asdict(fit)}
         self._errors = (memory.get(ERRORS, self._key) if memory else None) or {}
-        missing = [c for c, _ in timed.kept if name_of(c) not in self._errors]
-        self.task = self._task(missing) if missing else None
+        self._made: dict[str, Fitted] = {}
 
-    def options(self, made: Sequence[Fitted], fitter: Fitter) -> list[Option]:
-        """Return the options, given what was made for `task`."""
-        new = {} if self.task is None else dict(zip(map(name_of, self.task.candidates), made, strict=True))
-        if new and self._memory:
-            self._errors |= {name: one.error for name, one in new.items()}
+    def options(self) -> list[Option]:
+        """Return the options, cheapest last."""
+        return [self._option(candidate, timing) for candidate, timing in self._timed.kept]
+
+    def unknown(self, *, middle: bool) -> Task | None:
+        """Return the work of all candidates whose error is not known, or of the middle one alone."""
+        kept = self._timed.kept
+        wanted = [kept[middle_of(len(kept))]] if middle else kept
+        missing = [c for c, _ in wanted if name_of(c) not in self._errors]
+        return self._task(missing) if missing else None
+
+    def take(self, task: Task, made: Sequence[Fitted]) -> None:
+        """Take what was made for a task."""
+        for candidate, one in zip(task.candidates, made, strict=True):
+            self._made[name_of(candidate)] = one
+            self._errors[name_of(candidate)] = one.error
+        if self._memory:
             self._memory.put(ERRORS, self._key, self._errors)
-        return [self._option(c, timing, new.get(name_of(c)), fitter) for c, timing in self._timed.kept]
 
-    def _option(self, candidate: Candidate, timing: Measured, made: Fitted | None, fitter: Fitter) -> Option:
-        make = partial(alone, fitter.fitted, self._task([candidate]))
+    def fitted(self, candidate: Candidate) -> Fitted:
+        """Return the chain of a candidate, made now if it was not before."""
+        if name_of(candidate) not in self._made:
+            task = self._task([candidate])
+            self.take(task, [alone(self._fitter.fitted, task)])
+        return self._made[name_of(candidate)]
+
+    def error(self, candidate: Candidate) -> float:
+        """Return the error of a candidate on the data, for which its chain is made if it has to be."""
+        known = self._errors.get(name_of(candidate))
+        return self.fitted(candidate).error if known is None else float(known)
+
+    def _option(self, candidate: Candidate, timing: Measured) -> Option:
         return Option(
-            replace(
-                candidate, error=made.error if made else self._errors[name_of(candidate)], measured=timing
-            ),
+            replace(candidate, measured=timing),
             self._fit,
-            (lambda: made) if made else cache(make),
+            partial(self.fitted, candidate),
+            partial(self.error, candidate),
             timing.chain_ms / timing.dense_ms,
             candidate.n_params * self._timed.subject.target.group.dtype.itemsize,
             canonical({**self._key, "candidate": name_of(candidate)}),
@@ -229,30 +256,60 @@ class _Fits:
         return self._timed.subject.task(self._fit, candidates, self._timed.spread)
 
 
+def middle_of(n_options: int) -> int:
+    """Return which of the options of a layer every fit is tried at."""
+    return n_options // 2
+
+
+def complete(chosen: Sequence[tuple[LayerOptions, str]], jobs: int = 1, track: Track = untracked) -> None:
+    """Make what is not known yet of the options of some layers in the fits that were chosen for them.
+
+    Args:
+        chosen: Layers, each with the name of its fit.
+        jobs: Processes to factorize in.
+        track: Shows progress over the layers.
+    """
+    ways = [layer.ways[fit] for layer, fit in chosen]
+    with Workers(
+        jobs if sum(map(_macs_of, (layer for layer, _ in chosen))) >= MIN_SHARED_MACS else 1
+    ) as workers:
+        _make(ways, workers, track, middle=False)
+
+
+def _macs_of(layer: LayerOptions) -> int:
+    spec = layer.target.group.layer
+    return spec.n_params * patch_size(spec)
+
+
+def _make(ways: Sequence[Way], workers: Workers, track: Track, *, middle: bool) -> None:
+    """Make what is not known of some ways side by side."""
+    tasks = [way.unknown(middle=middle) for way in ways]
+    made = workers.map(fitted, [task for task in tasks if task is not None])
+    for way, task in zip(track(ways, "fitting"), tasks, strict=True):
+        if task is not None:
+            way.take(task, next(made))
+
+
 def _fitted(
     timed: Sequence[Timed | str], fits: Sequence[Fit], workers: Workers, track: Track, memory: Memory | None
 ) -> list[LayerOptions | str]:
     """Return the options of each layer, or why it has none."""
+    fitter = Fitter()
     ways = [
-        one
+        {}
         if isinstance(one, str)
-        else (one, {f.name: _Fits(one, f, memory) for f in distinct_fits(fits, one.subject.study.layer)})
+        else {f.name: Way(one, f, fitter, memory) for f in distinct_fits(fits, one.subject.study.layer)}
         for one in timed
     ]
-    tasks = [
-        way.task
-        for one in ways
-        if not isinstance(one, str)
-        for way in one[1].values()
-        if way.task is not None
+    _make([way for own in ways for way in own.values()], workers, track, middle=True)
+    return [
+        one
+        if isinstance(one, str)
+        else LayerOptions(
+            one.subject.target,
+            one.subject.study.weight,
+            {name: way.options() for name, way in own.items()},
+            own,
+        )
+        for one, own in zip(timed, ways, strict=True)
     ]
-    made, fitter = workers.map(fitted, tasks), Fitter()
-    found: list[LayerOptions | str] = []
-    for one in track(ways, "fitting"):
-        if isinstance(one, str):
-            found.append(one)
-            continue
-        layer, own = one
-        options = {name: way.options(next(made) if way.task else [], fitter) for name, way in own.items()}
-        found.append(LayerOptions(layer.subject.target, layer.subject.study.weight, options))
-    return found

@@ -1,7 +1,7 @@
 """Search a whole network: from calibration samples to a decision for every layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from onnxdecomp.config import Config
@@ -106,7 +106,7 @@ def search_network(
     layers, reasons = _options(live, moments, trials.memory, config, track)
     with watched(trials, track, "profiling"):
         in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
-    ballot = ballots(track(layers, "weighing layers"), trials, cost_of(goal.target, in_place))
+    ballot = ballots(layers, trials, cost_of(goal.target, in_place), track)
     with watched(trials, track, "searching"):
         search = Search(ballot, trials, _steps(config))
         pick = _pick(search, goal, in_place.total_ms, config)
@@ -229,7 +229,7 @@ def _decision(
     return Decision(
         "",
         replacement.chain,
-        option.candidate,
+        replace(option.candidate, error=option.error),
         layer.weight,
         replacement.bias,
         option.fit.name,

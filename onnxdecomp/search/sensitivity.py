@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxdecomp.search.options import LayerOptions, Option
+from onnxdecomp.search.options import LayerOptions, Option, middle_of
 
 FLOOR = 1e-12
 """Divergences below this count as this much, so that they have a logarithm."""
@@ -46,23 +46,23 @@ class Curve:
         return float(np.exp(np.interp(x, xs, ys)))
 
 
-def measure_layer(layer: LayerOptions, diverge: Diverge, n_probes: int) -> tuple[str, Curve]:
-    """Choose the fit of one layer and measure its curve.
+def best_fit(layer: LayerOptions, diverge: Diverge) -> tuple[str, float]:
+    """Return the name of the fit whose middle option moves the network's output least, and how far."""
+    tried = {
+        name: diverge(layer, options[middle_of(len(options))]) for name, options in layer.options.items()
+    }
+    name = min(tried, key=lambda name: (tried[name], name))
+    return name, tried[name]
 
-    Every fit is tried at the middle option; the best is measured at `n_probes` options in all.
 
-    Returns:
-        The name of the fit, and the curve of its options.
-    """
-    n_options = len(next(iter(layer.options.values())))
-    middle = n_options // 2
-    tried = {name: diverge(layer, options[middle]) for name, options in layer.options.items()}
-    best = min(tried, key=lambda name: (tried[name], name))
-    options = layer.options[best]
-    places = {middle: tried[best]}
-    for place in _others(n_options, middle)[: n_probes - 1]:
+def curve_of(layer: LayerOptions, fit: str, at_middle: float, diverge: Diverge, n_probes: int) -> Curve:
+    """Return the curve of the options of a fit, measured at `n_probes` of them, the middle one before."""
+    options = layer.options[fit]
+    middle = middle_of(len(options))
+    places = {middle: at_middle}
+    for place in _others(len(options), middle)[: n_probes - 1]:
         places[place] = diverge(layer, options[place])
-    return best, Curve([options[p].error for p in places], list(places.values()))
+    return Curve([options[p].error for p in places], list(places.values()))
 
 
 def _others(n_options: int, middle: int) -> list[int]:

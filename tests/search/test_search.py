@@ -13,6 +13,7 @@ from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.fitting import Fitter
 from onnxdecomp.search.goal import InPlaceCosts
@@ -37,6 +38,7 @@ def in_place_by_macs(layers, trials, feeds):
 def steady_clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
     monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", in_place_by_macs)
+    monkeypatch.setattr("onnxdecomp.search.run.rank_step", lambda config: channel_block())
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
     monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
     monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))
