@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import BudgetError, TooFewSamplesError, UsageError, unknown_name
+from onnxdecomp.errors import TooFewSamplesError, UsageError, unknown_name
 from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.opset import raise_opset
@@ -23,7 +23,15 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, prove_chain, prove_model
-from onnxdecomp.put_back import Staged, kept, put_all_back, put_layers_back, puts_layers_back, rewritten
+from onnxdecomp.put_back import (
+    Staged,
+    keep_all,
+    put_all_back,
+    put_layers_back,
+    puts_layers_back,
+    rewritten,
+    stop_unless_forced,
+)
 from onnxdecomp.ranks.fixed import Keep
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
 from onnxdecomp.runtime.evaluate import metric
@@ -298,9 +306,7 @@ def _in_int8(
         report.notes.append(f"Kept in float: {found.reason}")
         return converted
     if is_original:
-        reason = "put back: in INT8 the original is faster than the decomposed model"
-        report.layers = [kept(y, reason) if y.status == "decomposed" else y for y in report.layers]
-        report.recovered = ()
+        keep_all(report, "put back: in INT8 the original is faster than the decomposed model")
     report.int8 = found.quantized
     report.notes += [f"{key} stays in float: {reason}" for key, reason in found.kept]
     return writer.stage(found.model)
@@ -317,9 +323,7 @@ def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, con
         f"The converted model loses {found.drop:.4g} ± {found.standard_error:.2g} of {found.metric}, more "
         f"than --max-drop {found.budget:g}."
     )
-    if not config.force:
-        raise BudgetError(f"{problem} Nothing was written: allow more, or --force writes it.")
-    report.notes.append(problem)
+    stop_unless_forced(report, config, problem, "allow more")
 
 
 def _keeps(trials: Trials | None, config: Config, converted: RuntimeModel) -> bool:

@@ -176,11 +176,9 @@ def put_all_back(report: Report, config: Config) -> bool:
         raise BudgetError(
             f"The target is not reached: {reason.removeprefix('put back: ')}. Nothing was written."
         )
-    report.layers = [
-        kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
-    ]
+    keep_all(report, reason)
     report.latency = report.output_error = report.accuracy = None
-    report.int8 = report.recovered = ()
+    report.int8 = ()
     report.weights = [
         WeightOutcome(w.name, w.op_type, "dense", w.shape, w.reason or reason, size_bytes=_dense(w))
         for w in report.weights
@@ -197,9 +195,26 @@ def _check_latency(report: Report, config: Config) -> None:
         f"--target-latency {target:g} is not reached: the converted model takes {1 / timing.speedup:.3f} of "
         f"the original's time (quartiles {1 / timing.speedup_high:.3f} to {1 / timing.speedup_low:.3f})."
     )
+    stop_unless_forced(report, config, problem, "ask for less")
+
+
+def stop_unless_forced(report: Report, config: Config, problem: str, advice: str) -> None:
+    """Stop with what is wrong and what to do, or note it where the output is written all the same.
+
+    Raises:
+        BudgetError: `force` is off.
+    """
     if not config.force:
-        raise BudgetError(f"{problem} Nothing was written: ask for less, or --force writes it.")
+        raise BudgetError(f"{problem} Nothing was written: {advice}, or --force writes it.")
     report.notes.append(problem)
+
+
+def keep_all(report: Report, reason: str) -> None:
+    """Let all layers that were decomposed be kept."""
+    report.layers = [
+        kept(layer, reason) if layer.status == "decomposed" else layer for layer in report.layers
+    ]
+    report.recovered = ()
 
 
 def _dense(weight: WeightOutcome) -> BeforeAfter:

@@ -269,16 +269,9 @@ def complete(chosen: Sequence[tuple[LayerOptions, str]], jobs: int = 1, track: T
         jobs: Processes to factorize in.
         track: Shows progress over the layers.
     """
-    ways = [layer.ways[fit] for layer, fit in chosen]
-    with Workers(
-        jobs if sum(map(_macs_of, (layer for layer, _ in chosen))) >= MIN_SHARED_MACS else 1
-    ) as workers:
-        _make(ways, workers, track, middle=False)
-
-
-def _macs_of(layer: LayerOptions) -> int:
-    spec = layer.target.group.layer
-    return spec.n_params * patch_size(spec)
+    work = _work(layer.target.group.layer for layer, _ in chosen)
+    with Workers(jobs if work >= MIN_SHARED_MACS else 1) as workers:
+        _make([layer.ways[fit] for layer, fit in chosen], workers, track, middle=False)
 
 
 def _make(ways: Sequence[Way], workers: Workers, track: Track, *, middle: bool) -> None:
