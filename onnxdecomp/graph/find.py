@@ -38,6 +38,11 @@ class LayerGroup:
         self.dtype = element_type(sites[0].weight.data_type)
         self.stored_bytes = sites[0].weight.stored_bytes
 
+    @property
+    def main_sites(self) -> tuple[Site, ...]:
+        """The sites in the main graph: tensors in a body cannot become outputs of the model."""
+        return tuple(site for site in self.sites if not site.place.scope.prefix)
+
     def weight(self) -> FloatArray:
         """Return the weight ``(O, I/G, *K)``, a folded tail and the alpha of a Gemm included.
 

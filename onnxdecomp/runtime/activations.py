@@ -25,7 +25,7 @@ import onnxruntime as ort
 from threadpoolctl import threadpool_limits
 
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.find import LayerGroup, Site
+from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
@@ -103,7 +103,7 @@ def stream_moments(
     """
     proto = read_proto(model)
     for members in _passes(groups, max_bytes):
-        names = [site.data for group in members for site in _main_sites(group)]
+        names = [site.data for group in members for site in group.main_sites]
         session = open_outputs(model, names)
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
         n_samples = sum(n_samples_in(feed) for feed in feeds)
@@ -135,7 +135,7 @@ class _Gathering:
 
     @classmethod
     def of(cls, group: LayerGroup, seed: int, n_samples: int) -> "_Gathering":
-        layer, size, sites = group.layer, values_per_patch(group.layer.spec), _main_sites(group)
+        layer, size, sites = group.layer, values_per_patch(group.layer.spec), group.main_sites
         readers = (Reader(layer.spec, columns=layer.weight_on_left or site.trans_a) for site in sites)
         samplers = samplers_of(layer, len(sites), size, seed, n_samples)
         names = (site.data for site in sites)
@@ -172,7 +172,7 @@ def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[Layer
     taken = 0
     for group in groups:
         size_bytes = 8 * group.layer.group * values_per_patch(group.layer.spec) ** 2
-        if size_bytes > max_bytes // 2 or not _main_sites(group):
+        if size_bytes > max_bytes // 2 or not group.main_sites:
             continue
         if taken + size_bytes > max_bytes:
             yield members
@@ -181,11 +181,6 @@ def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[Layer
         taken += size_bytes
     if members:
         yield members
-
-
-def _main_sites(group: LayerGroup) -> list[Site]:
-    """Return the sites in the main graph; tensors in a body cannot become outputs of the model."""
-    return [site for site in group.sites if not site.place.scope.prefix]
 
 
 def values_per_patch(spec: StepSpec) -> int:

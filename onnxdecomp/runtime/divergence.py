@@ -40,7 +40,7 @@ class Divergence:
     def __init__(self, reference: Outputs) -> None:
         self._reference = reference
         self._as_classes = looks_like_class_scores(reference)
-        self._as_probabilities = self._as_classes and _are_probabilities(first_output(reference))
+        self._as_probabilities = self._as_classes and are_probabilities(first_output(reference))
 
     def of(self, outputs: Outputs) -> float:
         """Return the divergence, at least 0.
@@ -106,7 +106,8 @@ def noise_over_signal(noise: FloatArray, signal: FloatArray) -> FloatArray:
     return np.where(signal > 0, noise / np.where(signal > 0, signal, 1.0), np.sign(noise))
 
 
-def _are_probabilities(scores: Array) -> bool:
+def are_probabilities(scores: Array) -> bool:
+    """Tell whether rows along the last axis are probabilities: not negative, with a sum of 1."""
     values = np.asarray(scores, np.float64)
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
 

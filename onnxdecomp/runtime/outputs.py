@@ -1,12 +1,13 @@
-"""Make any tensor of a model an output of it, and run only what that takes."""
+"""Make any tensor of a model an output of it, or its input, and run only what that takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
-from onnxdecomp.runtime.session import Model, open_session, read_proto
+from onnxdecomp.errors import ModelError
+from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto
 
 
 def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -21,13 +22,7 @@ def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     copied = onnx.ModelProto()
     copied.CopyFrom(proto)
     graph = copied.graph
-    producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    pending, needed = list(names), set()
-    while pending:
-        index = producers.get(pending.pop())
-        if index is not None and index not in needed:
-            needed.add(index)
-            pending += read_by(graph.node[index])
+    needed, _ = _needed(graph, names)
     for index in range(len(graph.node) - 1, -1, -1):
         if index not in needed:
             del graph.node[index]
@@ -63,3 +58,70 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
             yield from (output.name for output in graph.output)
             for inner in graph.node:
                 yield from read_by(inner)
+
+
+def between(proto: onnx.ModelProto, sources: Sequence[Feeds], names: Sequence[str]) -> onnx.ModelProto | None:
+    """Return the part of a model that makes some tensors of others.
+
+    Args:
+        proto: The model; not modified.
+        sources: The tensors it starts from, batch by batch, which say their types and shapes.
+        names: Tensors of the main graph. Those that are given are not put out.
+
+    Returns:
+        None when it takes more than what is given.
+    """
+    given = sources[0]
+    wanted = [name for name in names if name not in given]
+    needed, used = _needed(proto.graph, wanted, given)
+    constants = {entry.name for entry in proto.graph.initializer}
+    if any(entry.name in used and entry.name not in {*given, *constants} for entry in proto.graph.input):
+        return None
+    graph = onnx.GraphProto(name=proto.graph.name)
+    graph.node.extend(proto.graph.node[index] for index in sorted(needed))
+    graph.initializer.extend(entry for entry in proto.graph.initializer if entry.name in used)
+    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    graph.input.extend(_input(name, [feed[name] for feed in sources]) for name in given)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    part = onnx.ModelProto(ir_version=max(proto.ir_version, 4), graph=graph)
+    part.opset_import.extend(proto.opset_import)
+    part.functions.extend(proto.functions)
+    return part
+
+
+def varying(graph: onnx.GraphProto) -> set[str]:
+    """Return the inputs of a graph and the tensors of it that depend on them."""
+    found = {entry.name for entry in graph.input} - {entry.name for entry in graph.initializer}
+    for node in graph.node:
+        if not found.isdisjoint(read_by(node)):
+            found.update(name for name in node.output if name)
+    return found
+
+
+def _needed(
+    graph: onnx.GraphProto, names: Iterable[str], given: Iterable[str] = ()
+) -> tuple[set[int], set[str]]:
+    """Return the indices of the nodes that make some tensors of given ones, and all tensors these read."""
+    producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    pending, needed, used = list(names), set(), set()
+    known = set(given)
+    while pending:
+        name = pending.pop()
+        used.add(name)
+        index = producers.get(name)
+        if name not in known and index is not None and index not in needed:
+            needed.add(index)
+            pending += read_by(graph.node[index])
+    return needed, used
+
+
+def _input(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
+    """Return the input that takes all of these arrays: an axis on which they differ is open."""
+    first = arrays[0]
+    if any(array.ndim != first.ndim or array.dtype != first.dtype for array in arrays):
+        raise ModelError(f"Tensor '{name}' has another rank or type from one batch to the next.")
+    shape = [
+        sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(a.shape for a in arrays), strict=True)
+    ]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(first.dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, shape)

@@ -1,28 +1,33 @@
 """What layers of the original put out beside what their last steps meet in a rewritten model.
 
-Both models run on the same samples; the same places are read from both.
+Both models run on the same samples; the same places are read from both. Layers are asked for from front to
+back, so that no part of a model is run for each of them anew.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
+from threadpoolctl import threadpool_limits
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.activations import (
     ACTIVATION_SHARE,
+    MAX_AHEAD,
     MAX_BYTES,
     n_samples_in,
     n_wanted_of,
-    run_batches,
     samplers_of,
     sized_feeds,
     values_per_patch,
 )
 from onnxdecomp.runtime.outputs import open_outputs
+from onnxdecomp.runtime.passage import Passage
 from onnxdecomp.runtime.patches import PatchSums, Reader
-from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
+from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto
 from onnxdecomp.weights.moments import PairMoments
 
 
@@ -49,115 +54,140 @@ class KnownOutputs:
             self._left_bytes -= size_bytes
 
 
-def pair_moments(
-    original: Model,
-    rewritten: Model,
-    tensors: Sequence[tuple[str, str]],
-    layer: Layer,
-    step: StepSpec,
-    samples: Mapping[str, Array],
-    *,
-    jobs: int = 1,
-    seed: int = 0,
-    max_bytes: int = MAX_BYTES,
-    known: KnownOutputs | None = None,
-) -> PairMoments | None:
-    """Run two models on the same samples and return the joint moments of a layer and its last step.
-
-    As many places are drawn as `gather_moments` draws, those of both models the same. Of each model only
-    what the tensors need is run.
+@dataclass(frozen=True)
+class LastStepAt:
+    """A layer of the original, and the last step of the chain in its place.
 
     Args:
-        original: The model with the layer, or its path.
-        rewritten: The model with a chain of several steps in its place, or its path. External data of a
-            model in memory is looked for beside `original`.
-        tensors: For each node that shares the weight: name of the layer's output in `original`, name of the
-            last step's data input in `rewritten`.
         layer: The layer.
         step: The last step of the chain.
+        tensors: For each node that shares the weight: name of the layer's output, which is that of the last
+            step too, and name of the last step's data input in the rewritten model.
+    """
+
+    layer: Layer
+    step: StepSpec
+    tensors: Sequence[tuple[str, str]]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of outputs O, groups G, and values D of a patch of one group."""
+        return self.step.weight_shape[0], self.step.geometry.group, values_per_patch(self.step)
+
+
+class Pairs:
+    """Runs the original and what it becomes on the same samples, from front to back.
+
+    As many places are drawn as `gather_moments` draws. Of each model only what the tensors need is run, and
+    that once when layers are asked for in the order of the model and chains change only behind the ones
+    asked for before.
+
+    Args:
+        original: The model with the layers, or its path.
+        outputs: Outputs of those layers. A batch is as large as lets all of them fit.
         samples: As `load_samples` returns them.
         jobs: Batches run side by side.
         seed: Seed of the places drawn.
-        max_bytes: The sums may take half of it.
-        known: Keeps outputs of the original for the next call with the same samples and seed.
-
-    Returns:
-        The moments; None when the sums would take more memory or a value is not finite.
+        max_bytes: The sums or rows of one layer may take half of it.
+        known: Keeps outputs of the original for the next pairs with the same samples and seed.
 
     Raises:
         UsageError: There are too few samples.
-        ModelError: onnxruntime cannot load a model or run it on the samples.
+        ModelError: onnxruntime cannot load the original.
     """
-    n_outputs, group, size = step.weight_shape[0], step.geometry.group, values_per_patch(step)
-    if 8 * size * (group * size + n_outputs) > max_bytes // 2:
-        return None
-    sums = PatchSums(group, size, n_outputs)
-    models = original, rewritten
-    for patches, outputs in _pairs(*models, tensors, layer, step, samples, jobs, seed, max_bytes, known):
-        sums.add(patches, outputs)
-    return sums.pair_moments()
+
+    def __init__(
+        self,
+        original: Model,
+        outputs: Sequence[str],
+        samples: Mapping[str, Array],
+        *,
+        jobs: int = 1,
+        seed: int = 0,
+        max_bytes: int = MAX_BYTES,
+        known: KnownOutputs | None = None,
+    ) -> None:
+        self._original, self._proto = original, read_proto(original)
+        self._seed, self._max_bytes, self._known = seed, max_bytes, known or KnownOutputs(0)
+        sized = open_outputs(original, outputs)
+        feeds = sized_feeds([sized], samples, self._proto, max_bytes // ACTIVATION_SHARE)
+        self._sizes = [n_samples_in(feed) for feed in feeds]
+        n_jobs = min(jobs, MAX_AHEAD)
+        self._before, self._after = Passage(feeds, jobs=n_jobs), Passage(feeds, jobs=n_jobs)
+
+    def moments(self, rewritten: Model, at: LastStepAt) -> PairMoments | None:
+        """Return the joint moments of a layer's output and the patches of a last step.
+
+        Args:
+            rewritten: The model with a chain of several steps in the layer's place, or its path. External
+                data of a model in memory is looked for beside the original.
+            at: The layer and the last step.
+
+        Returns:
+            None when the sums would take too much memory or a value is not finite.
+
+        Raises:
+            ModelError: onnxruntime cannot load a model or run it on the samples.
+        """
+        n_outputs, group, size = at.sizes
+        if 8 * size * (group * size + n_outputs) > self._max_bytes // 2:
+            return None
+        sums = PatchSums(group, size, n_outputs)
+        for patches, outputs in self._read(rewritten, at):
+            sums.add(patches, outputs)
+        return sums.pair_moments()
+
+    def rows(self, rewritten: Model, at: LastStepAt) -> tuple[FloatArray, FloatArray] | None:
+        """Return the patches ``(n, G, D)`` and outputs ``(n, O)`` themselves that `moments` sums up.
+
+        Args, Raises: As `moments`.
+
+        Returns:
+            None when they could take too much memory, or when a value is not finite.
+        """
+        n_outputs, group, size = at.sizes
+        if 4 * (n_wanted_of(size) + len(at.tensors)) * (group * size + n_outputs) > self._max_bytes // 2:
+            return None
+        pairs = list(self._read(rewritten, at))
+        patches, outputs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        return (patches, outputs) if np.isfinite(patches).all() and np.isfinite(outputs).all() else None
+
+    def _read(self, rewritten: Model, at: LastStepAt) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Yield patches ``(n, G, D)`` of the last step with the outputs ``(n, O)`` of the layer."""
+        size = at.sizes[-1]
+        key = (at.layer.key, n_wanted_of(size), self._seed, tuple(self._sizes))
+        seen = self._known.get(key)
+        samplers = samplers_of(at.layer, len(at.tensors), size, self._seed, sum(self._sizes))
+        reader, made = Reader(at.step, columns=at.layer.weight_on_left), list[FloatArray]()
+        batches = zip(self._outputs(at, run=seen is None), self._inputs(rewritten, at), strict=True)
+        with threadpool_limits(1, "blas"):
+            for n_samples, (outputs, inputs) in zip(self._sizes, batches, strict=True):
+                for (y, z), sampler in zip(at.tensors, samplers, strict=True):
+                    for places in sampler.draw(reader.shape(inputs[z]), n_samples):
+                        made.append(reader.outputs(outputs[y], places) if seen is None else seen[len(made)])
+                        yield reader.patches(inputs[z], places), made[-1]
+        self._known.put(key, made)
+
+    def _outputs(self, at: LastStepAt, *, run: bool) -> Iterator[Feeds]:
+        """Yield what the layer puts out in the original, or nothing for each batch if that is known."""
+        if not run:
+            yield from ({} for _ in self._sizes)
+            return
+        names = [y for y, _ in at.tensors]
+        place = max(_index_of(self._proto, name) for name in names) + 1
+        yield from self._before.run(self._proto, names, place, _folder(self._original))
+
+    def _inputs(self, rewritten: Model, at: LastStepAt) -> Iterator[Feeds]:
+        """Yield what the last step is given in the rewritten model."""
+        proto, folder = read_proto(rewritten), _folder(rewritten) or _folder(self._original)
+        place = min(_index_of(proto, y) for y, _ in at.tensors)
+        yield from self._after.run(proto, [z for _, z in at.tensors], place, folder)
 
 
-def pair_rows(
-    original: Model,
-    rewritten: Model,
-    tensors: Sequence[tuple[str, str]],
-    layer: Layer,
-    step: StepSpec,
-    samples: Mapping[str, Array],
-    *,
-    jobs: int = 1,
-    seed: int = 0,
-    max_bytes: int = MAX_BYTES,
-    known: KnownOutputs | None = None,
-) -> tuple[FloatArray, FloatArray] | None:
-    """Return the patches ``(n, G, D)`` and outputs ``(n, O)`` themselves that `pair_moments` sums up.
-
-    Args, Raises: As `pair_moments`.
-
-    Returns:
-        None when they could take more than half of `max_bytes`, or when a value is not finite.
-    """
-    n_outputs, group, size = step.weight_shape[0], step.geometry.group, values_per_patch(step)
-    if 4 * (n_wanted_of(size) + len(tensors)) * (group * size + n_outputs) > max_bytes // 2:
-        return None
-    models = original, rewritten
-    pairs = list(_pairs(*models, tensors, layer, step, samples, jobs, seed, max_bytes, known))
-    patches, outputs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return (patches, outputs) if np.isfinite(patches).all() and np.isfinite(outputs).all() else None
+def _folder(model: Model) -> Path | None:
+    return model.parent if isinstance(model, Path) else None
 
 
-def _pairs(
-    original: Model,
-    rewritten: Model,
-    tensors: Sequence[tuple[str, str]],
-    layer: Layer,
-    step: StepSpec,
-    samples: Mapping[str, Array],
-    jobs: int,
-    seed: int,
-    max_bytes: int,
-    known: KnownOutputs | None,
-) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Yield patches ``(n, G, D)`` of the last step with the outputs ``(n, O)`` of the layer."""
-    folder = original.parent if isinstance(original, Path) else None
-    before = open_outputs(original, [y for y, _ in tensors])
-    after = open_outputs(rewritten, [z for _, z in tensors], folder=folder)
-    feeds = sized_feeds([before, after], samples, read_proto(original), max_bytes // ACTIVATION_SHARE)
-    sizes = [n_samples_in(feed) for feed in feeds]
-    samplers = samplers_of(layer, len(tensors), values_per_patch(step), seed, sum(sizes))
-    reader = Reader(step, columns=layer.weight_on_left)
-    key = (layer.key, n_wanted_of(values_per_patch(step)), seed, tuple(sizes))
-    seen = known.get(key) if known else None
-    made: list[FloatArray] = []
-
-    def run_both(feed: Feeds) -> tuple[Feeds, Feeds]:
-        return run(before, feed) if seen is None else {}, run(after, feed)
-
-    for feed, (outputs, inputs) in run_batches(run_both, feeds, jobs):
-        for (y, z), sampler in zip(tensors, samplers, strict=True):
-            for places in sampler.draw(reader.shape(inputs[z]), n_samples_in(feed)):
-                made.append(reader.outputs(outputs[y], places) if seen is None else seen[len(made)])
-                yield reader.patches(inputs[z], places), made[-1]
-    if known is not None:
-        known.put(key, made)
+def _index_of(proto: onnx.ModelProto, name: str) -> int:
+    """Return which node of the main graph makes a tensor."""
+    return next(index for index, node in enumerate(proto.graph.node) if name in node.output)

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -34,8 +35,24 @@ def load_samples(source: str | Path, model: onnx.ModelProto, *, labels: bool = F
     Raises:
         UsageError: The source cannot be read, or a name, a shape, a type or a value does not fit.
     """
+    return check_samples(_read_arrays(source), source, model, labels=labels)
+
+
+def check_samples(
+    arrays: Mapping[str, Array], source: str | Path, model: onnx.ModelProto, *, labels: bool = False
+) -> dict[str, Array]:
+    """Return arrays for every input of a model, in its element types; see `load_samples`.
+
+    Args:
+        arrays: The arrays by input name.
+        source: Where they come from, for messages.
+        model: The model the samples are for.
+        labels: Also return the array ``labels``, which must then be there.
+
+    Raises:
+        UsageError: A name, a shape, a type or a value does not fit.
+    """
     specs = input_specs(model)
-    arrays = _read_arrays(source)
     wanted = [*specs, LABELS] if labels else list(specs)
     for name in arrays:
         if name not in specs and name != LABELS:
@@ -102,6 +119,31 @@ def load_function(reference: str) -> Any:
         ) from error
 
 
+def call_function(reference: str, **given: Any) -> Any:
+    """Return what the function returns that ``package.module:function`` names.
+
+    Args:
+        reference: The function.
+        **given: Handed to those of its parameters that have these names.
+
+    Raises:
+        UsageError: The function does not exist, or it raised an exception.
+    """
+    function = load_function(reference)
+    try:
+        known = {name: value for name, value in given.items() if name in signature(function).parameters}
+        return function(**known)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a function of the user raises
+        raise function_failed(reference, error) from error
+
+
+def function_failed(reference: str, error: Exception) -> UsageError:
+    """Return the error for a function of the user that raised an exception."""
+    return UsageError(f"{reference} failed with {type(error).__name__}: {error}. Mend it first.")
+
+
 def _read_arrays(source: str | Path) -> dict[str, Array]:
     path = Path(source)
     if path.is_dir():
@@ -109,14 +151,7 @@ def _read_arrays(source: str | Path) -> dict[str, Array]:
     if path.is_file():
         return _load(path)
     if ":" in str(source):
-        try:
-            made = load_function(str(source))()
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a function of the user raises
-            raise UsageError(
-                f"{source} failed with {type(error).__name__}: {error}. Mend it first."
-            ) from error
+        made = call_function(str(source))
         if isinstance(made, Mapping):
             return {name: np.asarray(array) for name, array in made.items()}
         raise UsageError(

@@ -10,10 +10,9 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnxdecomp.errors import ModelError
 from onnxdecomp.runtime.evaluate import Outputs, joined
 from onnxdecomp.runtime.in_order import in_order
-from onnxdecomp.runtime.outputs import open_outputs, read_by
+from onnxdecomp.runtime.outputs import between, open_outputs, read_by, varying
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, open_session, run
 
@@ -91,7 +90,9 @@ class Suffix:
         Raises:
             ModelError: onnxruntime cannot run it.
         """
-        session = open_session(_cut(proto, self.frontier, self.outputs))
+        part = between(proto, self.frontier, self.outputs)
+        assert part is not None
+        session = open_session(part)
         parts = list(in_order(partial(run, session), self.frontier, jobs))
         made = {name: joined(name, [part[name] for part in parts]) for name in self.outputs}
         return {name: made[name] if name in made else self.others[name] for name in self.order}
@@ -102,53 +103,15 @@ def _frontier(graph: onnx.GraphProto, tensors: Collection[str]) -> tuple[list[st
 
     The nodes that make `tensors` are among those behind.
     """
-    constants = {initializer.name for initializer in graph.initializer}
-    varying = {entry.name for entry in graph.input} - constants
+    depends = varying(graph)
     changed: set[str] = set()
     read: dict[str, None] = {}
     for node in graph.node:
         inputs = [name for name in read_by(node) if name]
-        if varying.isdisjoint(inputs):
+        if depends.isdisjoint(inputs):
             continue
-        varying.update(node.output)
         if changed.isdisjoint(inputs) and not any(name in tensors for name in node.output):
             continue
         changed.update(name for name in node.output if name)
         read.update(dict.fromkeys(inputs))
-    return [name for name in read if name in varying and name not in changed], changed
-
-
-def _cut(proto: onnx.ModelProto, frontier: Sequence[Feeds], outputs: Sequence[str]) -> onnx.ModelProto:
-    """Return the part of a model between the frontier and its outputs."""
-    producers = {name: index for index, node in enumerate(proto.graph.node) for name in node.output if name}
-    pending, needed, used = list(outputs), set(), set()
-    while pending:
-        name = pending.pop()
-        used.add(name)
-        index = producers.get(name)
-        if name not in frontier[0] and index is not None and index not in needed:
-            needed.add(index)
-            pending += read_by(proto.graph.node[index])
-    kinds = {entry.name: entry for entry in proto.graph.output}
-    graph = onnx.GraphProto(name=proto.graph.name)
-    graph.node.extend(proto.graph.node[index] for index in sorted(needed))
-    graph.initializer.extend(entry for entry in proto.graph.initializer if entry.name in used)
-    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    graph.input.extend(_input(name, [feed[name] for feed in frontier]) for name in frontier[0])
-    graph.output.extend(kinds[name] for name in outputs)
-    cut = onnx.ModelProto(ir_version=max(proto.ir_version, 4), graph=graph)
-    cut.opset_import.extend(proto.opset_import)
-    cut.functions.extend(proto.functions)
-    return cut
-
-
-def _input(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
-    """Return the input that takes all of these arrays: an axis on which they differ is open."""
-    first = arrays[0]
-    if any(array.ndim != first.ndim or array.dtype != first.dtype for array in arrays):
-        raise ModelError(f"Tensor '{name}' has another rank or type from one batch to the next.")
-    shape = [
-        sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(a.shape for a in arrays), strict=True)
-    ]
-    kind = onnx.helper.np_dtype_to_tensor_dtype(first.dtype)
-    return onnx.helper.make_tensor_value_info(name, kind, shape)
+    return [name for name in read if name in depends and name not in changed], changed

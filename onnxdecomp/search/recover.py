@@ -19,7 +19,7 @@ import onnx
 
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.methods.base import FloatArray
-from onnxdecomp.runtime.pairs import pair_moments, pair_rows
+from onnxdecomp.runtime.pairs import LastStepAt, Pairs
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.memory import contents
 from onnxdecomp.search.replacement import Made, Replacement, Replacements
@@ -56,26 +56,21 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
     """Solve the last steps, layer after layer."""
     current = dict(replaced)
     hidden = _before_relu(read_proto(trials.original)) if step == "relu" else frozenset()
+    outputs = [site.output for replacement in replaced.values() for site in replacement.group.main_sites]
+    if not outputs:
+        return current
+    known, samples = trials.known_outputs, trials.recovery_samples
+    pairs = Pairs(trials.original, outputs, samples, jobs=trials.jobs, known=known)
     for key, replacement in replaced.items():
-        if step in ("affine", "bias") and replacement.bias is None:
+        if not replacement.group.main_sites or (step in ("affine", "bias") and replacement.bias is None):
             continue
         rewritten = trials.build(current)
-        tensors = _tensors(read_proto(rewritten), replacement)
-        if not tensors:
-            continue
-        seen = (
-            trials.original,
-            rewritten,
-            tensors,
-            replacement.group.layer,
-            replacement.chain.specs[-1],
-            trials.recovery_samples,
-        )
-        if replacement.bias is not None and all(output in hidden for output, _ in tensors):
-            rows = pair_rows(*seen, jobs=trials.jobs, known=trials.known_outputs)
+        at = _last_step(read_proto(rewritten), replacement)
+        if replacement.bias is not None and all(output in hidden for output, _ in at.tensors):
+            rows = pairs.rows(rewritten, at)
             current[key] = current[key] if rows is None else _through_relu(current[key], *rows)
         else:
-            pair = pair_moments(*seen, jobs=trials.jobs, known=trials.known_outputs)
+            pair = pairs.moments(rewritten, at)
             current[key] = current[key] if pair is None else _solved(step, current[key], pair)
     return current
 
@@ -91,15 +86,12 @@ def _before_relu(proto: onnx.ModelProto) -> frozenset[str]:
     return frozenset(name for name, kinds in readers.items() if kinds == {"Relu"} and name not in outputs)
 
 
-def _tensors(proto: onnx.ModelProto, replacement: Replacement) -> list[tuple[str, str]]:
-    """Return for each site of the main graph the layer's output and the data input of its last step."""
+def _last_step(proto: onnx.ModelProto, replacement: Replacement) -> LastStepAt:
+    """Return where the last step of a chain is, and what it reads."""
     producers = {name: node for node in proto.graph.node for name in node.output}
     data = 1 if replacement.group.layer.weight_on_left else 0
-    return [
-        (site.output, producers[site.output].input[data])
-        for site in replacement.group.sites
-        if not site.place.scope.prefix
-    ]
+    tensors = [(site.output, producers[site.output].input[data]) for site in replacement.group.main_sites]
+    return LastStepAt(replacement.group.layer, replacement.chain.specs[-1], tensors)
 
 
 def _solved(step: str, replacement: Replacement, pair: PairMoments) -> Replacement:

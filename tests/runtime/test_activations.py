@@ -13,10 +13,10 @@ from onnxdecomp.graph.find import LayerGroup, find_layers
 from onnxdecomp.graph.io import load
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods.base import Chain
-from onnxdecomp.runtime import activations, pairs
+from onnxdecomp.runtime import activations, passage
 from onnxdecomp.runtime.activations import gather_moments, stream_moments
 from onnxdecomp.runtime.outputs import with_outputs
-from onnxdecomp.runtime.pairs import KnownOutputs, pair_moments, pair_rows
+from onnxdecomp.runtime.pairs import KnownOutputs, LastStepAt, Pairs
 from onnxdecomp.runtime.patches import PatchSums
 from onnxdecomp.weights.moments import Moments, PairMoments
 from tests.builders import CONVOLUTIONS, conv_layer, dense_model, input_of, weight_of
@@ -33,6 +33,16 @@ def groups_of(proto: onnx.ModelProto) -> list[LayerGroup]:
 
 def gather(proto: onnx.ModelProto, samples: dict, **options) -> dict[str, Moments]:
     return gather_moments(proto, groups_of(proto), samples, **options)
+
+
+def pair_moments(original, rewritten, tensors, layer, step, samples, **options) -> PairMoments | None:
+    pairs = Pairs(original, [y for y, _ in tensors], samples, **options)
+    return pairs.moments(rewritten, LastStepAt(layer, step, tensors))
+
+
+def pair_rows(original, rewritten, tensors, layer, step, samples, **options):
+    pairs = Pairs(original, [y for y, _ in tensors], samples, **options)
+    return pairs.rows(rewritten, LastStepAt(layer, step, tensors))
 
 
 def naive_patches(layer: Layer, data: np.ndarray) -> np.ndarray:
@@ -333,8 +343,8 @@ def test_known_outputs_of_the_original_are_not_run_again(model, samples, monkeyp
     known = KnownOutputs()
     first = pair_moments(*seen, known=known)
     ran = []
-    real = pairs.run
-    monkeypatch.setattr(pairs, "run", lambda s, feed: ran.append(s.get_outputs()[0].name) or real(s, feed))
+    real = passage.run
+    monkeypatch.setattr(passage, "run", lambda s, feed: ran.append(s.get_outputs()[0].name) or real(s, feed))
     again = pair_moments(*seen, known=known)
     assert again.cross_yz.tobytes() == first.cross_yz.tobytes()
     assert set(ran) == {"r1"}
