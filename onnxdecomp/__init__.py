@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnxdecomp.errors import BudgetError, ModelError, OnnxdecompError, UsageError, VerificationError
     from onnxdecomp.expansion import expand
     from onnxdecomp.inspection import inspect
+    from onnxdecomp.packing import pack, unpack
     from onnxdecomp.pipeline import convert
     from onnxdecomp.report.outcome import Report
 
@@ -31,6 +32,8 @@ _HOMES = {
     "convert": "pipeline",
     "expand": "expansion",
     "inspect": "inspection",
+    "pack": "packing",
+    "unpack": "packing",
     "verify": "comparison",
     "Report": "report.outcome",
 }
@@ -50,6 +53,8 @@ __all__ = [
     "expand",
     "inspect",
     "load_recipe",
+    "pack",
+    "unpack",
     "verify",
 ]
 

@@ -240,6 +240,131 @@ def expand(
 
 
 @command
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="A model.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.odz", help="The file to write.")],
+    quiet: Quiet = False,
+) -> None:
+    """Put a model and its data files into one smaller file, to send or to keep; nothing is lost."""
+    from onnxdecomp import packing
+    from onnxdecomp.report.table import packing_table, show
+
+    found = packing.pack(source, output)
+    if not quiet:
+        show(packing_table("packed", found.files, found.size_bytes))
+
+
+@command
+def unpack(
+    source: Annotated[Path, typer.Argument(metavar="IN.odz", help="A packed model.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The model to write.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write the files of a packed model as they were, byte for byte, or refuse what was altered."""
+    from onnxdecomp import packing
+    from onnxdecomp.report.table import packing_table, show
+
+    found = packing.unpack(source, output)
+    if not quiet:
+        show(packing_table("unpacked", found.files, found.size_bytes))
+
+
+@command
+def finetune(
+    student: Annotated[Path, typer.Argument(metavar="STUDENT.onnx", help="The model to train.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="T.onnx", help="The original; without it labels are needed."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X.npz",
+            help="Samples to train on, as for convert; package.module:function may yield batches, and is "
+            "called anew for each epoch, with its number where it takes 'epoch'.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="Z.npz", help="Samples to stop by  [default: an eighth of --calibration]"),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="Y.npz", help="Samples to measure on before and after."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps at most  [default: 1000]")] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="auto | mse | kl | cross-entropy; may be repeated, as a sum  [default: auto]",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="What kl divides class scores by  [default: 2]")
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TENSOR[:WEIGHT]|auto",
+            help="Also bring intermediate tensors near the teacher's; auto: those of replaced layers.",
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="decomposed|all|PATTERN",
+            help="Initializers that train  [default: decomposed, those the teacher does not hold]",
+        ),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw | sgd  [default: adamw]")] = None,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(metavar="auto|X", help="Step as a share of the size of each tensor  [default: auto]"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples in a step  [default: 32]")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient  [default: 1]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kept on the way; the same command goes on from it.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What --eval measures, as for convert  [default: what suits]"),
+    ] = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train the numbers of a model towards its original's outputs or labels; the graph stays as it is."""
+    from onnxdecomp import finetuning
+    from onnxdecomp.report.table import show
+    from onnxdecomp.tune.settings import parse_rate
+
+    options: dict[str, Any] = {
+        "calibration": calibration,
+        "held_out": held_out,
+        "evaluation": evaluation,
+        "steps": steps,
+        "loss": tuple(loss) if loss else None,
+        "temperature": temperature,
+        "match": tuple(match) if match else None,
+        "train": train,
+        "optimizer": optimizer,
+        "learning_rate": parse_rate(learning_rate) if learning_rate else None,
+        "batch": batch,
+        "clip": clip,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "metric": metric,
+        "threads": threads,
+        "seed": seed,
+    }
+    found = finetuning.finetune(student, output, teacher=teacher, track=_tracker(quiet), **options)
+    if not quiet:
+        show(finetuning.finetuning_table(found))
+
+
+@command
 def inspect(
     source: ModelIn,
     method: Annotated[str, typer.Option(help="auto, or the method to preview.")] = "auto",

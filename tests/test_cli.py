@@ -328,6 +328,23 @@ def test_clustering_and_expanding_from_the_command_line(folder):
     assert files(folder) == ["back.onnx", "in.onnx", "r.json", "small.onnx"]
 
 
+def test_packing_and_unpacking_from_the_command_line(folder):
+    result = call("pack", "in.onnx", "x.odz")
+    assert result.exit_code == WRITTEN
+    assert "in.onnx packed" in result.stdout
+    result = call("unpack", "x.odz", "back.onnx")
+    assert result.exit_code == WRITTEN
+    assert "back.onnx unpacked" in result.stdout
+    assert Path("back.onnx").read_bytes() == Path("in.onnx").read_bytes()
+
+
+def test_an_altered_packed_file_ends_with_one_sentence(folder):
+    call("pack", "in.onnx", "x.odz")
+    Path("x.odz").write_bytes(Path("x.odz").read_bytes()[:-1])
+    assert_one_sentence(call("unpack", "x.odz", "back.onnx"), BAD_MODEL, "was cut off or altered")
+    assert files(folder) == ["in.onnx", "x.odz"]
+
+
 def test_a_model_without_codebooks_is_said_and_written():
     result = call("expand", "in.onnx", "out.onnx")
     assert result.exit_code == WRITTEN

@@ -58,6 +58,23 @@ def pack(values: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
     return np.stack(planes)
 
 
+def fields(planes: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Return the fields ``(fields, words)`` of a stream, those that `pack` added included.
+
+    Args:
+        planes: ``(bytes, words)``.
+        width: Bits of a field, 1 to 7.
+    """
+    n_fields, n_bytes = WORDS[width]
+    words = np.zeros(planes.shape[1], np.uint64)
+    for plane in range(n_bytes):
+        words |= planes[plane].astype(np.uint64) << np.uint64(8 * plane)
+    low = np.uint64(2**width - 1)
+    return np.stack(
+        [(words >> np.uint64(width * number) & low).astype(np.uint8) for number in range(n_fields)]
+    )
+
+
 def working_bytes(width: int, opset: int) -> int:
     """Return the largest number of bytes per element that a node of the decoding makes."""
     if opset < _BITSHIFT_OPSET:

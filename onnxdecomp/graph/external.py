@@ -66,10 +66,8 @@ def locate(tensor: TensorProto, base_dir: Path | None) -> ExternalRange:
     what = f"the data of tensor '{tensor.name}'"
     if base_dir is None:
         raise ModelError(f"{what} is in the file '{location}': load the model from its path to reach it")
-    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
-    parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
     path = base_dir / location
-    if not location or absolute or ".." in parts or not path.resolve().is_relative_to(base_dir.resolve()):
+    if leaves_folder(location, base_dir):
         raise ModelError(
             f"{what} is said to be in '{location}', outside the model's folder: copy the file into it"
         )
@@ -88,6 +86,15 @@ def locate(tensor: TensorProto, base_dir: Path | None) -> ExternalRange:
             f"{present}: the file is too short, fetch it again"
         )
     return ExternalRange(path, offset, needed)
+
+
+def leaves_folder(location: str, folder: Path) -> bool:
+    """Tell whether a name stands for no file in `folder`, on any system or through a symbolic link."""
+    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+    parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
+    if not parts or absolute or ".." in parts or "\0" in location:
+        return True
+    return not (folder / location).resolve().is_relative_to(folder.resolve())
 
 
 def all_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

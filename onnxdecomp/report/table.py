@@ -149,6 +149,13 @@ def expansion_table(
     return Group(table, *(Text(note) for note in notes))
 
 
+def packing_table(done: str, files: Sequence[str], size_bytes: BeforeAfter) -> Table:
+    """Return which files were packed or unpacked, and their bytes before and after."""
+    table = plain_table(f"{some(list(files))} {done}", "", "before", "after", "ratio")
+    table.add_row("bytes", size(size_bytes.before), size(size_bytes.after), _times(size_bytes.ratio))
+    return table
+
+
 def _reasons_table(title: str, named: list[tuple[str, str]]) -> Table:
     """List names with reasons, those with the same reason in one row."""
     reasons: dict[str, list[str]] = {}
