@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from onnxdecomp.config import Config, LayerRule, load_recipe
     from onnxdecomp.errors import BudgetError, ModelError, OnnxdecompError, UsageError, VerificationError
     from onnxdecomp.expansion import expand
+    from onnxdecomp.finetuning import finetune
     from onnxdecomp.inspection import inspect
     from onnxdecomp.packing import pack, unpack
     from onnxdecomp.pipeline import convert
     from onnxdecomp.report.outcome import Report
+    from onnxdecomp.tune.settings import Settings
 
 __version__ = "0.1.0.dev0"
 
@@ -31,11 +33,13 @@ _HOMES = {
     "bench": "comparison",
     "convert": "pipeline",
     "expand": "expansion",
+    "finetune": "finetuning",
     "inspect": "inspection",
     "pack": "packing",
     "unpack": "packing",
     "verify": "comparison",
     "Report": "report.outcome",
+    "Settings": "tune.settings",
 }
 
 __all__ = [
@@ -45,12 +49,14 @@ __all__ = [
     "ModelError",
     "OnnxdecompError",
     "Report",
+    "Settings",
     "UsageError",
     "VerificationError",
     "__version__",
     "bench",
     "convert",
     "expand",
+    "finetune",
     "inspect",
     "load_recipe",
     "pack",

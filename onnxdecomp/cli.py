@@ -270,6 +270,101 @@ def unpack(
 
 
 @command
+def finetune(
+    student: Annotated[Path, typer.Argument(metavar="STUDENT.onnx", help="The model to train.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="T.onnx", help="The original; without it labels are needed."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X.npz",
+            help="Samples to train on, as for convert; package.module:function may yield batches, and is "
+            "called anew for each epoch, with its number where it takes 'epoch'.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="Z.npz", help="Samples to stop by  [default: an eighth of --calibration]"),
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="Y.npz", help="Samples to measure on before and after."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps at most  [default: 1000]")] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="auto | mse | kl | cross-entropy; may be repeated, as a sum  [default: auto]",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="What kl divides class scores by  [default: 2]")
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TENSOR[:WEIGHT]|auto",
+            help="Also bring intermediate tensors near the teacher's; auto: those of replaced layers.",
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="decomposed|all|PATTERN",
+            help="Initializers that train  [default: decomposed, those the teacher does not hold]",
+        ),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw | sgd  [default: adamw]")] = None,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(metavar="auto|X", help="Step as a share of the size of each tensor  [default: auto]"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples in a step  [default: 32]")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient  [default: 1]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Kept on the way; the same command goes on from it.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What --eval measures, as for convert  [default: what suits]"),
+    ] = None,
+    threads: Threads = 1,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train the numbers of a model towards its original's outputs or labels; the graph stays as it is."""
+    from onnxdecomp import finetuning
+    from onnxdecomp.report.table import show
+    from onnxdecomp.tune.settings import parse_rate
+
+    options: dict[str, Any] = {
+        "calibration": calibration,
+        "held_out": held_out,
+        "evaluation": evaluation,
+        "steps": steps,
+        "loss": tuple(loss) if loss else None,
+        "temperature": temperature,
+        "match": tuple(match) if match else None,
+        "train": train,
+        "optimizer": optimizer,
+        "learning_rate": parse_rate(learning_rate) if learning_rate else None,
+        "batch": batch,
+        "clip": clip,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "metric": metric,
+        "threads": threads,
+        "seed": seed,
+    }
+    found = finetuning.finetune(student, output, teacher=teacher, track=_tracker(quiet), **options)
+    if not quiet:
+        show(finetuning.finetuning_table(found))
+
+
+@command
 def inspect(
     source: ModelIn,
     method: Annotated[str, typer.Option(help="auto, or the method to preview.")] = "auto",
@@ -358,7 +453,11 @@ def bench(
         show(comparison.bench_table(rows))
 
 
-def _tracker(quiet: bool) -> Callable[[Iterable[T], str], Iterable[T]] | None:
+Words = str | Callable[[], str]
+"""What is being done; a function says it anew after each step."""
+
+
+def _tracker(quiet: bool) -> Callable[[Iterable[T], Words], Iterable[T]] | None:
     """Return what shows progress on standard error, or None when nobody looks.
 
     It is drawn after each step and never in between: a thread that draws would disturb what is timed.
@@ -368,18 +467,22 @@ def _tracker(quiet: bool) -> Callable[[Iterable[T], str], Iterable[T]] | None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def track(items: Iterable[T], what: str) -> Iterator[T]:
+    def track(items: Iterable[T], what: Words) -> Iterator[T]:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
-            task = progress.add_task(what, total=len(items) if isinstance(items, Sized) else None)
+            task = progress.add_task(_said(what), total=len(items) if isinstance(items, Sized) else None)
             progress.refresh()
             for item in items:
                 yield item
-                progress.advance(task)
+                progress.update(task, advance=1, description=_said(what))
                 progress.refresh()
 
     return track
+
+
+def _said(what: Words) -> str:
+    return what() if callable(what) else what
 
 
 def _write(path: Path, text: str) -> None:

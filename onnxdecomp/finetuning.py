@@ -1,0 +1,289 @@
+"""`finetune`: train numbers in initializers so that a model comes near its original again, or near labels.
+
+The graph stays as it is, byte for byte; only the data of initializers changes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import onnx
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from onnxdecomp.errors import UsageError, VerificationError
+from onnxdecomp.graph.io import Model, load
+from onnxdecomp.graph.trainable import all_of, check_floating, decomposed_of, has_half_floats, matching
+from onnxdecomp.graph.write_back import NumbersWriter
+from onnxdecomp.report.outcome import BeforeAfter
+from onnxdecomp.report.table import SHARES, count, plain_table
+from onnxdecomp.runtime.evaluate import metric, outputs_over
+from onnxdecomp.runtime.judge import Drop, Judge, default_metric
+from onnxdecomp.runtime.samples import LABELS
+from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.parts import load_evaluation
+from onnxdecomp.search.track import Track, untracked
+from onnxdecomp.tune.settings import ALL, DECOMPOSED, Settings, configured
+
+Source = str | Path | onnx.ModelProto
+
+NO_TORCH = (
+    "fine-tuning needs torch: install onnxdecomp[finetune], after 'pip install torch==2.13.0' from an index "
+    "of CPU builds where no GPU is wanted."
+)
+
+SAME_LOSS = 0.02
+"""How far the loss of the written model in onnxruntime may be from that in torch, as a share of it."""
+
+SAME_LOSS_HALF = 0.5
+"""The same for a model with numbers of 16 bits: torch trains without rounding to them."""
+
+LEAST_LOSS = 1e-4
+"""Losses are compared as if they were at least this large: an output that is right has rounding errors."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a metric says before and after.
+
+    Args:
+        metric: Its name.
+        reference: Of the teacher; of the student before where there is none.
+        before: What the student lost against the reference, with its paired standard error.
+        after: What the result lost against it.
+    """
+
+    metric: str
+    reference: float
+    before: Drop
+    after: Drop
+
+
+@dataclass
+class Finetuning:
+    """What `finetune` did.
+
+    Args:
+        names: The initializers that trained.
+        n_values: How many numbers they hold.
+        loss: What was made small.
+        held_out: That loss on the samples set aside, as onnxruntime computes the models.
+        n_steps: Steps made.
+        best_step: The step whose weights were written; 0 when those of the student are the best.
+        quality: What a metric says on evaluation samples; None when there are none.
+        notes: Sentences the user should read.
+        proto: The model, when there was no output path.
+    """
+
+    names: tuple[str, ...]
+    n_values: int
+    loss: str
+    held_out: BeforeAfter
+    n_steps: int
+    best_step: int
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
+    proto: Any = None
+
+
+def finetune(
+    student: Source,
+    output: str | Path | None = None,
+    *,
+    teacher: Source | None = None,
+    settings: Settings | None = None,
+    track: Track | None = None,
+    **options: Any,
+) -> Finetuning:
+    """Train initializers of a model and write it; its graph stays as it is.
+
+    The result is never worse than the student on the samples set aside.
+
+    Args:
+        student: Path of the model to train, or a model in memory.
+        output: Path to write; None keeps the result in `Finetuning.proto`.
+        teacher: The original, whose outputs are to be met; without it, labels are.
+        settings: How; the default is ``Settings()``.
+        track: Shows how far training is.
+        **options: Fields of `Settings` by name, such as ``steps=500``; they win over `settings`.
+
+    Raises:
+        UsageError: torch is not installed, or an option, a sample or a checkpoint does not fit.
+        ModelError: A model cannot be read, trained or written, or torch computes other outputs than
+            onnxruntime.
+        VerificationError: The written model does not have the loss that training found; nothing is written.
+    """
+    settings = configured(settings, options)
+    if find_spec("torch") is None:
+        raise UsageError(NO_TORCH)
+    model, original = load(student), load(teacher) if teacher is not None else None
+    _refuse_overwriting(output, model, original)
+    check_floating(model)
+    if original is not None:
+        _check_interface(model, original)
+    names = _chosen(model, original, settings.train)
+    with NumbersWriter(model, output) as writer:
+        from onnxdecomp.tune.course import Course  # torch takes a second to import
+        from onnxdecomp.tune.train import computing
+
+        with computing(settings.threads):
+            course = Course(model, original, names, settings)
+            trained = course.train(track or untracked)
+            staged = writer.stage_numbers(trained.values)
+            before, after = course.loss_of(_runnable(model)), course.loss_of(staged)
+        _check_loss(after, trained.held_out[1], half=has_half_floats(model))
+        notes = [f"Training stopped early: {trained.stopped}."] if trained.stopped else []
+        best_step = trained.best_step
+        if best_step and not after <= before:  # rounding to 16 bits may cost what was gained
+            staged, after, best_step = writer.stage_numbers({}), before, 0
+        if not best_step:
+            notes.append(
+                "Nothing served the samples set aside better than the student: it is written as it is."
+            )
+        quality = _quality(model, original, staged, settings)
+        writer.publish()
+    n_values = sum(value.size for value in trained.values.values())
+    held_out = BeforeAfter(before, after)
+    title, n_steps = course.title, trained.n_steps
+    return Finetuning(
+        names, n_values, title, held_out, n_steps, best_step, quality, tuple(notes), writer.result
+    )
+
+
+def _refuse_overwriting(output: str | Path | None, model: Model, original: Model | None) -> None:
+    if output is None:
+        return
+    out = Path(output)
+    targets = {out.resolve(), out.with_name(out.name + ".data").resolve()}
+    for what, source in (("student", model), ("teacher", original)):
+        if source is None:
+            continue
+        files = source.data_files | ({source.path.resolve()} if source.path else set())
+        if files & targets:
+            raise UsageError(f"'{output}' would overwrite the {what}: give the output another name.")
+
+
+def _check_interface(model: Model, original: Model) -> None:
+    """Refuse a teacher that takes or puts out something else.
+
+    Raises:
+        UsageError: Names or element types differ, or the number of axes.
+    """
+    for kind in ("input", "output"):
+        ours, theirs = (_interface(proto, kind) for proto in (model.proto, original.proto))
+        if ours != theirs:
+            raise UsageError(
+                f"the teacher has other {kind}s than the student: {_listed(theirs)} and not "
+                f"{_listed(ours)}; give the model that the student was made from"
+            )
+
+
+def _interface(proto: onnx.ModelProto, kind: str) -> dict[str, tuple[int, int]]:
+    """Return element type and number of axes of each input or output; -1 where these are not known."""
+    held = {tensor.name for tensor in proto.graph.initializer} if kind == "input" else set()
+    found = {}
+    for value in getattr(proto.graph, kind):
+        tensor = value.type.tensor_type
+        if value.name not in held:
+            found[value.name] = tensor.elem_type, len(tensor.shape.dim) if tensor.HasField("shape") else -1
+    return found
+
+
+def _listed(interface: Mapping[str, tuple[int, int]]) -> str:
+    texts = []
+    for name, (kind, n_axes) in interface.items():
+        element = onnx.TensorProto.DataType.Name(kind).lower()
+        texts.append(f"{name} ({element}{f' of {n_axes} axes' if n_axes >= 0 else ''})")
+    return ", ".join(texts)
+
+
+def _chosen(model: Model, original: Model | None, train: str | None) -> tuple[str, ...]:
+    """Return the initializers that are to train.
+
+    Raises:
+        UsageError, ModelError: There is none.
+    """
+    wanted = train or (DECOMPOSED if original is not None else ALL)
+    if wanted == ALL:
+        return all_of(model)
+    if wanted != DECOMPOSED:
+        return matching(model, wanted)
+    if original is None:
+        raise UsageError(
+            "--train decomposed is what the original does not hold: give it with --teacher, or --train all"
+        )
+    return decomposed_of(model, original)
+
+
+def _runnable(model: Model) -> RuntimeModel:
+    return model.path or model.proto
+
+
+def _check_loss(found: float, expected: float, *, half: bool) -> None:
+    """Raise when onnxruntime finds another loss in the written model than torch did in training.
+
+    Raises:
+        VerificationError: It does.
+    """
+    limit = (SAME_LOSS_HALF if half else SAME_LOSS) * max(abs(expected), LEAST_LOSS)
+    if not isfinite(found) or abs(found - expected) > limit:
+        raise VerificationError(
+            f"The written model has a loss of {found:.6g} on the samples set aside, and training found "
+            f"{expected:.6g}. Nothing was written."
+        )
+
+
+def _quality(
+    model: Model, original: Model | None, result: RuntimeModel, settings: Settings
+) -> Quality | None:
+    """Return what a metric says of teacher, student and result; None without evaluation samples."""
+    if settings.evaluation is None:
+        return None
+    samples = load_evaluation(settings.evaluation, model.proto)
+
+    def outputs(which: RuntimeModel) -> dict[str, Any]:
+        return outputs_over(which, samples, threads=settings.threads)
+
+    before, after = outputs(_runnable(model)), outputs(result)
+    reference = outputs(_runnable(original)) if original is not None else before
+    labels = samples.get(LABELS)
+    if labels is not None:
+        labels = labels[: len(next(iter(reference.values())))]  # the last may not have filled a fixed batch
+    measure = metric(settings.metric or default_metric(reference, labels))
+    judge = Judge(measure, reference, labels)
+    drops = judge.drop(before), judge.drop(after)
+    return Quality(measure.name, drops[0].before, *drops)
+
+
+def finetuning_table(found: Finetuning) -> RenderableType:
+    """Return the loss before and after, and the quality of teacher, student and result."""
+    title = f"{len(found.names)} initializers trained, {count(found.n_values)} numbers"
+    table = plain_table(title, "", "before", "after", "change")
+    before, after = found.held_out.before or 0.0, found.held_out.after or 0.0
+    change = f"{100 * (after / before - 1):+.1f} %" if before else ""
+    table.add_row(f"loss on samples set aside ({found.loss})", f"{before:.4g}", f"{after:.4g}", change)
+    table.add_row("best of the steps", "", f"{found.best_step} of {found.n_steps}", "")
+    if found.quality is not None:
+        quality = found.quality
+        table.add_row(
+            f"{quality.metric}, {_score(quality.metric, quality.reference)} before decomposing",
+            _score(quality.metric, quality.before.after),
+            _score(quality.metric, quality.after.after),
+            _gain(quality.metric, quality.before, quality.after),
+        )
+    return Group(table, *(Text(note) for note in found.notes))
+
+
+def _score(name: str, value: float) -> str:
+    return f"{value:.2%}" if name in SHARES else f"{value:.4g}"
+
+
+def _gain(name: str, before: Drop, after: Drop) -> str:
+    unit, scale = (" points", 100) if name in SHARES else ("", 1)
+    return (
+        f"{-scale * before.value:+.3g} ± {scale * before.standard_error:.2g} → "
+        f"{-scale * after.value:+.3g} ± {scale * after.standard_error:.2g}{unit}"
+    )
