@@ -73,7 +73,7 @@ def to_torch(array: NDArray[np.generic]) -> Tensor:
         ModelError: There is none for its elements.
     """
     name = array.dtype.name
-    if name.startswith("float8"):
+    if name.startswith(("float8", "float4")):
         wide = np.array(array, np.float32)
     elif name in _WIDER:
         wide = np.array(array).astype(_WIDER[name])

@@ -1,6 +1,8 @@
 """Convolutions: Conv, ConvTranspose, Col2Im."""
 
+import math
 from collections.abc import Sequence
+from itertools import product
 
 from torch import Tensor
 from torch.nn import functional
@@ -55,52 +57,58 @@ def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 @operator("ConvTranspose")
 def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve transposed; pads crop what comes out, and output_padding takes some of it back."""
+    """Convolve transposed; pads crop what comes out, output_padding and output_shape take some of it back."""
     axes = weight.ndim - 2
     if axes not in _TRANSPOSED:
         raise node.unsupported(f"has a kernel of {axes} axes")
     strides, dilations = per_axis(node, "strides", axes), per_axis(node, "dilations", axes)
-    extra = per_axis(node, "output_padding", axes, 0)
-    full = tuple(
-        (size - 1) * stride + (k - 1) * dilation + 1
-        for size, stride, k, dilation in zip(x.shape[2:], strides, weight.shape[2:], dilations, strict=True)
-    )
-    begin, end = _transposed_pads(node, x.shape[2:], full, strides, extra)
-    group = node.get("group", 1)
-    if begin == end and not any(extra):
-        return _TRANSPOSED[axes](x, weight, bias, strides, begin, 0, group, dilations)
+    begin, end = _crops(node, x.shape[2:], weight.shape[2:], strides, dilations)
+    group, extra = node.get("group", 1), tuple(b - e for b, e in zip(begin, end, strict=True))
+    if all(0 <= more < stride for more, stride in zip(extra, strides, strict=True)):
+        return _TRANSPOSED[axes](x, weight, bias, strides, begin, extra, group, dilations)
     y = _TRANSPOSED[axes](x, weight, None, strides, 0, 0, group, dilations)
-    y = pad_spatial(y, [-b for b in begin], [o - e for e, o in zip(end, extra, strict=True)])
+    y = pad_spatial(y, [-b for b in begin], [-e for e in end])
     return y if bias is None else y + bias.reshape(-1, *(1,) * axes)
 
 
-def _transposed_pads(
-    node: Node, shape: Sequence[int], full: Sequence[int], strides: Sequence[int], extra: Sequence[int]
+def _crops(
+    node: Node, shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what is cropped before and after each axis of the full output."""
-    axes, auto = len(full), node.get("auto_pad", "NOTSET")
-    wanted = node.get("output_shape")
+    """Return what is cropped before and after each axis of the full output; negative numbers add zeros."""
+    axes, auto = len(kernel), node.get("auto_pad", "NOTSET")
+    extra, wanted = per_axis(node, "output_padding", axes, 0), node.get("output_shape")
     if wanted is None and auto in ("NOTSET", "VALID"):
         pads = per_axis(node, "pads", 2 * axes, 0) if auto == "NOTSET" else (0,) * (2 * axes)
-        return pads[:axes], pads[axes:]
+        return pads[:axes], tuple(p - o for p, o in zip(pads[axes:], extra, strict=True))
+    full = [
+        (size - 1) * stride + (k - 1) * dilation + 1
+        for size, stride, k, dilation in zip(shape, strides, kernel, dilations, strict=True)
+    ]
     lengths = wanted[-axes:] if wanted else [n * stride for n, stride in zip(shape, strides, strict=True)]
-    total = [f + o - n for f, o, n in zip(full, extra, lengths, strict=True)]
-    if wanted is None:
-        total = [max(0, t) for t in total]
-    small, large = tuple(int(t / 2) for t in total), tuple(t - int(t / 2) for t in total)
-    return (small, large) if auto == "SAME_UPPER" else (large, small)
+    total = [max(0, f + o - n) for f, o, n in zip(full, extra, lengths, strict=True)]
+    begin = tuple(t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total)
+    return begin, tuple(f - b - n for f, b, n in zip(full, begin, lengths, strict=True))
 
 
 @operator("Col2Im")
 def col2im(node: Node, x: Tensor, image_shape: Tensor, block_shape: Tensor) -> Tensor:
-    """Add overlapping blocks up to an image; of two axes only."""
+    """Add overlapping blocks up to an image."""
     image, block = image_shape.tolist(), block_shape.tolist()
     axes = len(image)
-    if axes != 2:
-        raise node.unsupported(f"has an image of {axes} axes")
     pads = per_axis(node, "pads", 2 * axes, 0)
     strides, dilations = per_axis(node, "strides", axes), per_axis(node, "dilations", axes)
     begin, end = pads[:axes], pads[axes:]
     padded = [n + b + e for n, b, e in zip(image, begin, end, strict=True)]
-    y = functional.fold(x, padded, block, dilations, 0, strides)
+    counts = [
+        (n - (k - 1) * d - 1) // s + 1
+        for n, k, d, s in zip(padded, block, dilations, strides, strict=True)
+    ]  # fmt: skip
+    columns = x.reshape(x.shape[0], -1, math.prod(block), *counts)
+    y = x.new_zeros(x.shape[0], columns.shape[1], *padded)
+    for number, place in enumerate(product(*map(range, block))):
+        box = tuple(
+            slice(p * d, p * d + s * (c - 1) + 1, s)
+            for p, d, s, c in zip(place, dilations, strides, counts, strict=True)
+        )
+        y[(slice(None), slice(None), *box)] += columns[:, :, number]
     return pad_spatial(y, [-b for b in begin], [-e for e in end])

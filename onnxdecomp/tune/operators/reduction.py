@@ -129,5 +129,5 @@ def top_k(node: Node, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tenso
     """Return the k largest or smallest elements along an axis, and where they stand; ties by place."""
     axis = node.get("axis", -1)
     count = int(k.reshape(-1)[0].item()) if k is not None else node.require("k")
-    ordered, places = torch.sort(x, axis, descending=bool(node.get("largest", 1)), stable=True)
+    ordered, places = torch.sort(x, dim=axis, descending=bool(node.get("largest", 1)), stable=True)
     return ordered.narrow(axis, 0, count), places.narrow(axis, 0, count)

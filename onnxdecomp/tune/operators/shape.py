@@ -179,6 +179,8 @@ def space_to_depth(node: Node, x: Tensor) -> Tensor:
     """Gather blocks of pixels into channels."""
     n, c, h, w = x.shape
     b = node.require("blocksize")
+    if node.get("mode", "DCR") == "CRD":
+        return functional.pixel_unshuffle(x, b)
     blocks = x.reshape(n, c, h // b, b, w // b, b)
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
 
