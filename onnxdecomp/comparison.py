@@ -107,7 +107,7 @@ def bench(
 
 def bench_table(rows: Sequence[measure.BenchRow]) -> Table:
     """Return one row per model; a speed-up within its own spread is not called one."""
-    columns = ("latency", "speed-up", "load", "file", "weights", "MACs", "peak memory")
+    columns = ("latency", "speed-up", "load", "dense", "file", "packed", "weights", "MACs", "peak memory")
     table = plain_table(f"{rows[0].n_runs} runs each, in turn", "model", *columns)
     for row in rows:
         speedup = "" if row.speedup is None else f"{row.speedup.ratio:.2f}x"
@@ -118,7 +118,9 @@ def bench_table(rows: Sequence[measure.BenchRow]) -> Table:
             f"{row.latency_ms:.4g} ± {row.latency_spread_ms:.2g} ms",
             speedup,
             f"{row.load_ms:.4g} ms",
+            size(row.dense_bytes),
             size(row.size_bytes),
+            size(row.packed_bytes),
             count(row.n_params),
             count(row.n_macs),
             size(row.peak_memory_bytes),

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any, cast
-
-import onnx
 
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph import container
@@ -53,15 +50,6 @@ def pack(source: str | Path, output: str | Path) -> Packing:
         staged.replace(out)
     names = (Path(source).name, *sorted(path.name for path in model.data_files))
     return Packing(names, BeforeAfter(model.size_bytes, size_bytes))
-
-
-def packed_bytes(source: str | Path | onnx.ModelProto) -> int:
-    """Return the bytes that a model takes when it is packed; nothing is written.
-
-    Raises:
-        ModelError: The model cannot be read.
-    """
-    return container.pack(load(source), cast(IO[bytes], _Nowhere()))
 
 
 def unpack(source: str | Path, output: str | Path) -> Packing:
@@ -134,10 +122,3 @@ def _staged(out: Path) -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise ModelError(f"'{out}' cannot be written: {error.strerror}") from error
-
-
-class _Nowhere:
-    """Takes bytes and keeps none."""
-
-    def write(self, content: Any) -> int:
-        return len(content)

@@ -22,7 +22,7 @@ from onnxdecomp.graph.opset import raise_opset
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import chain_macs
 from onnxdecomp.methods.base import Chain, recompose, relative_error
-from onnxdecomp.proof import failure_note, prove_chain, prove_model
+from onnxdecomp.proof import failure_note, footprint, prove_chain, prove_model
 from onnxdecomp.put_back import (
     Staged,
     keep_all,
@@ -116,6 +116,9 @@ def convert(
             _prove(model, converted, report, config)
             _measure(trials, converted, report, config)
         if not put_all_back(report, config):
+            if report.clustered:
+                with clock.stage("sizes"):
+                    report.footprint = footprint(model.path or model.proto, converted, config)
             writer.publish()
             return _finished(report, found, writer, clock)
     with ModelWriter(model, output) as writer:

@@ -1,14 +1,19 @@
 """Prove a conversion: chains against their layers, the whole model against the original, and the clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from onnxdecomp.config import Config
 from onnxdecomp.errors import ModelError, VerificationError
-from onnxdecomp.report.outcome import BeforeAfter, Latency
+from onnxdecomp.graph.container import packed_bytes
+from onnxdecomp.graph.expand import dense_bytes
+from onnxdecomp.graph.io import load
+from onnxdecomp.report.outcome import BeforeAfter, Footprint, Latency
 from onnxdecomp.runtime.compare import verify_models
 from onnxdecomp.runtime.compare_chain import ChainCheck, verify_chain
 from onnxdecomp.runtime.latency import paired_speedup, time_interleaved
+from onnxdecomp.runtime.measure import run_alone
 from onnxdecomp.runtime.session import Array, Model, open_session, run
 from onnxdecomp.selection import Decision, Target, model_inputs, timed_inputs
 
@@ -98,6 +103,34 @@ def prove_model(
     if not failed:
         latency = compare_latency(original, converted, timed_inputs(original, config), config.threads)
     return ModelProof(check.worst, latency, failed)
+
+
+def footprint(original: Model, converted: Model, config: Config) -> Footprint:
+    """Return the sizes of a converted model, and what loading it takes in a process of its own.
+
+    Args:
+        original: The original model, or its path.
+        converted: The converted model, or its path; only files are run.
+        config: `calibration`, `shapes`, `threads`, `seed` and `verify` count.
+
+    Raises:
+        ModelError: A file cannot be read.
+    """
+    model = load(converted)
+    nothing = BeforeAfter(None, None)
+    found = Footprint(dense_bytes(model), model.size_bytes, packed_bytes(model), nothing, nothing)
+    if config.verify != "model" or not isinstance(original, Path) or not isinstance(converted, Path):
+        return found
+    try:
+        feeds = timed_inputs(original, config)
+        before, after = (run_alone(path, feeds, config.threads) for path in (original, converted))
+    except ModelError:  # said already by the proof of the whole model
+        return found
+    return replace(
+        found,
+        load_ms=BeforeAfter(before.load_ms, after.load_ms),
+        memory_bytes=BeforeAfter(before.peak_memory_bytes, after.peak_memory_bytes),
+    )
 
 
 def compare_latency(original: Model, converted: Model, feeds: dict[str, Array], threads: int) -> Latency:

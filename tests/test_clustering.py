@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxdecomp
 from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.report.as_json import report_json
+from onnxdecomp.runtime.measure import Alone
 from onnxdecomp.runtime.session import open_session, run
 from tests.networks import network
 from tests.timers import even, in_place, measured
@@ -18,11 +19,17 @@ SAME = 1e-6
 """Relative error of outputs between a model with codebooks and the same with dense weights."""
 
 
+def alone(path, feeds, threads):
+    """Load a model in as many milliseconds as it has kilobytes."""
+    return Alone(path.stat().st_size / 1e3, 2**20)
+
+
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", even)
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(1.0, 0.1))
     monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
+    monkeypatch.setattr("onnxdecomp.proof.run_alone", alone)
 
 
 @pytest.fixture
@@ -66,6 +73,34 @@ def with_weight(name, change):
     (tensor,) = (t for t in model.graph.initializer if t.name == name)
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
     return model
+
+
+def test_sizes_are_stated_each_by_itself(source, tmp_path):
+    out = tmp_path / "out.onnx"
+    report = onnxdecomp.convert(source, out, rank="none", cluster=4)
+    onnxdecomp.expand(out, tmp_path / "dense.onnx")
+    onnxdecomp.pack(out, tmp_path / "out.odz")
+    found = report.footprint
+    n_head_bytes = 10
+    assert (tmp_path / "dense.onnx").stat().st_size - found.dense_bytes in range(4 * n_head_bytes)
+    assert found.file_bytes == out.stat().st_size == report.model["bytes"].after
+    assert found.packed_bytes == (tmp_path / "out.odz").stat().st_size
+    assert (found.load_ms.before, found.load_ms.after) == (
+        source.stat().st_size / 1e3,
+        out.stat().st_size / 1e3,
+    )
+    assert json.loads(report_json(report))["footprint"]["packed_bytes"] == found.packed_bytes
+    assert "sizes" in [stage.name for stage in report.stages]
+
+
+def test_sizes_of_a_model_in_memory_are_stated_without_running_it():
+    report = onnxdecomp.convert(network(), rank="none", cluster=4)
+    assert report.footprint.file_bytes == report.proto.ByteSize()
+    assert report.footprint.load_ms.after is None
+
+
+def test_a_model_without_codebooks_has_no_footprint(source, tmp_path):
+    assert onnxdecomp.convert(source, tmp_path / "out.onnx", rank="none").footprint is None
 
 
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.01), (6, 0.05), (4, 0.2)])

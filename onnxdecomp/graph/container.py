@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.coding import Code, blocks, decode, encode
@@ -60,12 +60,12 @@ class PackedFile:
     sha256: str
 
 
-def pack(model: Model, sink: IO[bytes]) -> int:
+def pack(model: Model, sink: "Sink") -> int:
     """Write a model with its data files to a packed one and return its bytes; memory holds a block.
 
     Args:
         model: The model; one in memory is written as the message it is.
-        sink: Takes the bytes; is not read or moved in.
+        sink: Takes the bytes.
 
     Raises:
         ModelError: A file cannot be read or written.
@@ -91,6 +91,15 @@ def pack(model: Model, sink: IO[bytes]) -> int:
     out.write(directory + _DIRECTORY_LENGTH.pack(len(directory)))
     sink.write(out.hash.digest())
     return out.size_bytes + _CHECKSUM_BYTES
+
+
+def packed_bytes(model: Model) -> int:
+    """Return the bytes that a model takes when it is packed; nothing is written.
+
+    Raises:
+        ModelError: A file cannot be read.
+    """
+    return pack(model, _Nowhere())
 
 
 class Packed:
@@ -180,10 +189,24 @@ class Packed:
         return ModelError(f"'{self._path}' was cut off or altered: {what}; fetch it again")
 
 
+class Sink(Protocol):
+    """Takes bytes."""
+
+    def write(self, content: bytes, /) -> object:
+        """Take some bytes."""
+
+
+class _Nowhere:
+    """Takes bytes and keeps none."""
+
+    def write(self, content: bytes, /) -> None:
+        pass
+
+
 class _Hashed:
     """Counts and hashes what it writes."""
 
-    def __init__(self, sink: IO[bytes]) -> None:
+    def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.hash, self.size_bytes = hashlib.sha256(), 0
 

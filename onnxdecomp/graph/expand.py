@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.codebook import DECODED
 from onnxdecomp.graph.decode import INDICES
-from onnxdecomp.graph.external import element_type
+from onnxdecomp.graph.external import all_tensors, element_type, is_external, locate
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.names import MARK, graphs_by_scope, put_initializer, remove, used_names
 
@@ -84,6 +84,29 @@ def expand(model: Model, add_tensor: Callable[..., onnx.TensorProto]) -> Expande
                 remove(graph.initializer, unused)
                 remove(graph.input, unused)
     return Expanded(proto, tuple(names))
+
+
+def dense_bytes(model: Model) -> int:
+    """Return the bytes that a model takes with its codebooks expanded, but for a few of each tensor's head.
+
+    Memory holds one tensor.
+
+    Raises:
+        ModelError: As `expand`.
+    """
+    n_bytes = 0
+
+    def count(name: str, array: Array, dtype: np.dtype) -> onnx.TensorProto:
+        nonlocal n_bytes
+        n_bytes += array.nbytes
+        data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return onnx.TensorProto(name=name, dims=array.shape, data_type=data_type)
+
+    expanded = expand(model, count)
+    if not expanded.names:
+        return model.size_bytes
+    external = {locate(t, model.base_dir) for t in all_tensors(expanded.proto) if is_external(t)}
+    return int(expanded.proto.ByteSize()) + n_bytes + sum(place.size_bytes for place in external)
 
 
 class _Trace:

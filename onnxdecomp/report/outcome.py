@@ -118,6 +118,26 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a model with codebooks takes, each figure by itself.
+
+    Args:
+        dense_bytes: Of the converted model with dense weights in place of codebooks.
+        file_bytes: Of the model file and its data as they are written.
+        packed_bytes: Of the packed file that `onnxdecomp pack` makes of them.
+        load_ms: Time until the original and the converted model are ready to run, each in a fresh process;
+            None where they were not run.
+        memory_bytes: Resident memory of that process at most.
+    """
+
+    dense_bytes: int
+    file_bytes: int
+    packed_bytes: int
+    load_ms: BeforeAfter
+    memory_bytes: BeforeAfter
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """What a conversion loses, measured on samples that the choice did not see.
 
@@ -161,6 +181,7 @@ class Report:
         model: Bytes, weights of decomposable layers, their MACs.
         layers: One outcome per layer of a decomposable kind.
         latency: None when the model was not timed.
+        footprint: None when no weight was clustered.
         accuracy: None when it was not measured.
         recovered: Steps of closed-form recovery that brought the outputs nearer to the original's.
         int8: Nodes of the decomposed model that run in INT8, by key.
@@ -176,6 +197,7 @@ class Report:
     model: dict[str, BeforeAfter]
     layers: list[LayerOutcome]
     latency: Latency | None = None
+    footprint: Footprint | None = None
     accuracy: Accuracy | None = None
     recovered: tuple[str, ...] = ()
     int8: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxdecomp.report.outcome import Accuracy, BeforeAfter, LayerOutcome, Report, WeightOutcome
+from onnxdecomp.report.outcome import Accuracy, BeforeAfter, Footprint, LayerOutcome, Report, WeightOutcome
 
 UNKNOWN = "?"
 
@@ -176,12 +176,24 @@ def _summary(report: Report) -> Table:
         timing = report.latency
         speed = f"{timing.speedup:.2f}x" if timing.beyond_noise else "same within noise"
         table.add_row("latency", *(_latency(timing.median_ms, timing.spread_ms)), speed)
+    if report.footprint is not None:
+        _add_footprint(table, report.footprint, report.model["bytes"].before)
     if report.accuracy is not None:
         found = report.accuracy
         table.add_row(found.metric, *_scores(found))
     if report.output_error is not None:
         table.add_row("output error", "", percent(report.output_error), "")
     return table
+
+
+def _add_footprint(table: Table, found: Footprint, original_bytes: float | None) -> None:
+    for label, n_bytes in (("file if dense", found.dense_bytes), ("packed", found.packed_bytes)):
+        sizes = BeforeAfter(original_bytes, n_bytes)
+        table.add_row(label, "", size(n_bytes), _times(sizes.ratio))
+    if found.load_ms.after is not None:
+        load, memory = found.load_ms, found.memory_bytes
+        table.add_row("load time", f"{load.before:.4g} ms", f"{load.after:.4g} ms", _times(load.ratio))
+        table.add_row("memory", size(memory.before), size(memory.after), _times(memory.ratio))
 
 
 def _scores(found: Accuracy) -> tuple[str, str, str]:

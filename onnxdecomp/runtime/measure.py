@@ -1,7 +1,8 @@
 """Measure whole models against each other: latency, load time, size, multiplications, memory.
 
 As a script, ``python -m onnxdecomp.runtime.measure MODEL THREADS`` with pickled inputs on standard input, it
-loads and runs one model in a process of its own and prints load time and memory as JSON. `bench` starts it.
+loads and runs one model in a process of its own and prints load time and memory as JSON. `run_alone` starts
+it.
 """
 
 import json
@@ -17,6 +18,8 @@ from time import perf_counter
 import onnx
 
 from onnxdecomp.errors import ModelError, OnnxdecompError, UsageError
+from onnxdecomp.graph.container import packed_bytes
+from onnxdecomp.graph.expand import dense_bytes
 from onnxdecomp.graph.external import all_tensors
 from onnxdecomp.graph.io import load
 from onnxdecomp.graph.walk import walk
@@ -52,12 +55,27 @@ SECOND_OPERAND = {
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What loading and running a model in a fresh process has shown.
+
+    Args:
+        load_ms: Time until it is ready to run.
+        peak_memory_bytes: Resident memory at most.
+    """
+
+    load_ms: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class BenchRow:
     """What was measured of one model.
 
     Args:
         file: Its path.
         size_bytes: Size of the file and its external data.
+        dense_bytes: The same with dense weights in place of codebooks.
+        packed_bytes: Size of the packed file that `onnxdecomp pack` would write.
         n_params: Elements of its constants, without shapes, indices and masks.
         n_macs: Multiply-accumulates of its convolutions and matrix products in one run; None when the
             model could not be watched.
@@ -71,6 +89,8 @@ class BenchRow:
 
     file: str
     size_bytes: int
+    dense_bytes: int
+    packed_bytes: int
     n_params: int
     n_macs: int | None
     load_ms: float
@@ -122,7 +142,7 @@ def bench(
     """
     files = [Path(path) for path in paths]
     inputs = _inputs(files, feeds, shapes, seed)
-    alone = [_alone(file, given, threads) for file, given in zip(files, inputs, strict=True)]
+    alone = [run_alone(file, given, threads) for file, given in zip(files, inputs, strict=True)]
     calls = {
         str(number): _call(file, given, threads)
         for number, (file, given) in enumerate(zip(files, inputs, strict=True))
@@ -135,14 +155,16 @@ def bench(
             BenchRow(
                 file=str(file),
                 size_bytes=model.size_bytes,
+                dense_bytes=dense_bytes(model),
+                packed_bytes=packed_bytes(model),
                 n_params=count_params(model.proto),
                 n_macs=_macs_of(file, given),
-                load_ms=alone[number]["load_ms"],
+                load_ms=alone[number].load_ms,
                 latency_ms=timing.median_ms,
                 latency_spread_ms=timing.spread_ms,
                 n_runs=timing.n_runs,
                 speedup=paired_speedup(timings[0].samples_ms, timing.samples_ms) if number else None,
-                peak_memory_bytes=int(alone[number]["peak_memory_bytes"]),
+                peak_memory_bytes=alone[number].peak_memory_bytes,
             )
         )
     return rows
@@ -210,19 +232,22 @@ def _macs_of(file: Path, feeds: Feeds) -> int | None:
         return None
 
 
-def _alone(file: Path, feeds: Feeds, threads: int) -> dict[str, float]:
-    """Load and run a model in a fresh process; return load time and peak memory."""
+def run_alone(file: Path, feeds: Feeds, threads: int) -> Alone:
+    """Load and run a model in a fresh process.
+
+    Raises:
+        ModelError: It cannot be loaded or run.
+    """
     command = [sys.executable, "-m", "onnxdecomp.runtime.measure", str(file), str(threads)]
     done = subprocess.run(command, input=pickle.dumps(dict(feeds)), capture_output=True, check=False)
     if done.returncode:
         complaint = ModelError(done.stderr.decode(errors="replace") or f"exit code {done.returncode}")
         raise ModelError(f"{file} cannot be measured alone: {first_sentence(complaint)}")
-    measured: dict[str, float] = json.loads(done.stdout)
-    return measured
+    return Alone(**json.loads(done.stdout))
 
 
 def main(model: str, threads: str) -> int:
-    """Load and run one model in this process and print what `_alone` wants to know."""
+    """Load and run one model in this process and print what `run_alone` wants to know."""
     feeds = pickle.loads(sys.stdin.buffer.read())  # written by the process that started this one
     start = perf_counter()
     try:

@@ -3,9 +3,12 @@ import onnx
 import pytest
 
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.graph.container import packed_bytes
+from onnxdecomp.graph.io import load
 from onnxdecomp.runtime.latency import Speedup
 from onnxdecomp.runtime.measure import BenchRow, bench, count_macs, count_params
 from onnxdecomp.runtime.observe import observe
+from tests.graph.codebooks import random_codebook, with_codebooks
 from tests.graph.models import normal, parse
 
 
@@ -82,6 +85,17 @@ def test_the_size_includes_external_data(tmp_path):
     )
     (row,) = bench([tmp_path / "out.onnx"], n_runs=5)
     assert row.size_bytes == (tmp_path / "out.onnx").stat().st_size + (tmp_path / "d").stat().st_size
+    assert row.dense_bytes == row.size_bytes
+
+
+def test_dense_and_packed_bytes_stand_apart_from_those_of_the_file(tmp_path):
+    path = save(tmp_path, "dense.onnx", 512)
+    clustered = with_codebooks(load(path), {"a": random_codebook((8, 512))}, out_path=tmp_path / "c.onnx")
+    rows = bench([path, tmp_path / "c.onnx"], n_runs=5)
+    assert rows[1].size_bytes == clustered.ByteSize() < rows[0].size_bytes
+    assert rows[0].size_bytes == rows[0].dense_bytes
+    assert rows[0].size_bytes - rows[1].dense_bytes in range(10)  # the head of a tensor
+    assert [row.packed_bytes for row in rows] == [packed_bytes(load(row.file)) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +108,7 @@ def test_the_size_includes_external_data(tmp_path):
     ],
 )
 def test_no_speed_up_smaller_than_its_spread_is_called_one(speedup, verdict):
-    assert BenchRow("m", 1, 1, 1, 1.0, 1.0, 0.1, 30, speedup, 1).verdict == verdict
+    assert BenchRow("m", 1, 1, 1, 1, 1, 1.0, 1.0, 0.1, 30, speedup, 1).verdict == verdict
 
 
 def test_inputs_that_are_given_are_used_for_all(tmp_path):
