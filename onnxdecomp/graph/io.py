@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -66,6 +67,11 @@ class Model:
             return np.empty(shape, dtype)
         return np.memmap(place.path, dtype, mode="r", offset=place.offset, shape=shape)
 
+    @cached_property
+    def message_bytes(self) -> int:
+        """Size of the message, counted once: that takes about as long as writing it."""
+        return int(self.proto.ByteSize())
+
     @property
     def data_files(self) -> set[Path]:
         """The files of the external data, resolved."""
@@ -75,7 +81,7 @@ class Model:
     @property
     def size_bytes(self) -> int:
         """Size of the model file (in memory: of the message) and of its external data."""
-        own = self.path.stat().st_size if self.path else self.proto.ByteSize()
+        own = self.path.stat().st_size if self.path else self.message_bytes
         return int(own + sum(path.stat().st_size for path in self.data_files))
 
 
@@ -129,7 +135,6 @@ class ModelWriter:
 
     Attributes:
         result: The published model when `out_path` is None.
-        size_bytes: Size of the staged model file (in memory: of the message) and of its data.
 
     Raises:
         ModelError: The output cannot be written, or it would overwrite a file that `model` is read from.
@@ -137,12 +142,12 @@ class ModelWriter:
 
     def __init__(self, model: Model, out_path: str | Path | None) -> None:
         self.result: ModelProto | None = None
-        self.size_bytes = 0
+        self._staged_bytes = 0
         self._staged: ModelProto | None = None
         self._model = model
         self._out = Path(out_path) if out_path is not None else None
         self._external = False
-        self._inline_bytes = model.proto.ByteSize()
+        self._inline_bytes = model.message_bytes
         self._added: set[str] = set()
         self._data: IO[bytes] | None = None
         self._folder: Path | None = None
@@ -160,6 +165,14 @@ class ModelWriter:
             self._data.close()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the staged model file (in memory: of the message) and of its data; 0 before `stage`."""
+        if self._out is None and self._staged is not None:
+            files = self._model.data_files
+            return int(self._staged.ByteSize() + sum(path.stat().st_size for path in files))
+        return self._staged_bytes
 
     def add_tensor(self, name: str, array: NDArray[np.generic], dtype: DTypeLike) -> TensorProto:
         """Store an array as `dtype` and return the tensor that stands for it in the model.
@@ -204,7 +217,6 @@ class ModelWriter:
         """
         self._staged = proto
         if self._out is None:
-            self.size_bytes = proto.ByteSize() + sum(p.stat().st_size for p in self._model.data_files)
             return proto
         if self._external:
             proto = self._with_data_copied(proto)
@@ -213,7 +225,7 @@ class ModelWriter:
                 self._data.close()
             staged = self._temporary_folder() / self._out.name
             staged.write_bytes(proto.SerializeToString(deterministic=True))
-            self.size_bytes = sum(path.stat().st_size for path in self._temporary_folder().iterdir())
+            self._staged_bytes = sum(path.stat().st_size for path in self._temporary_folder().iterdir())
         except (OSError, EncodeError, ValueError) as error:
             raise self._cannot_write(error) from error
         return staged

@@ -5,14 +5,15 @@ next one runs: no activation outlives its batch.
 
 Memory: the sums of a layer take ``8 G D^2`` bytes, D being the values of one patch, and a product that is
 half as large comes on top while it is added. The sums of the layers of one pass stay below a limit, the
-tensors of one batch below an eighth of it (unless a single sample has more), and at most a few hundred
-patches of each layer are held. What onnxruntime itself takes to run a batch comes on top. With several jobs
-up to four batches are there at once.
+tensors of one batch below an eighth of it (unless a single sample has more), and the patches of a layer that
+are held take at most a quarter of its sums, or are a few hundred. What onnxruntime itself takes to run a
+batch comes on top. With several jobs up to four batches are there at once, and a product for each job.
 
 Batches are summed up in their order and each is run on one thread, as is BLAS, so that every number of jobs
-gives the same moments, bit for bit.
+gives the same moments, bit for bit: jobs share out batches to run, and layers to sum up.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,8 +110,8 @@ def stream_moments(
         n_samples = sum(n_samples_in(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples) for group in members]
         for feed, tensors in run_batches(partial(run, session), feeds, jobs):
-            for one in gathering:
-                one.add(tensors, n_samples_in(feed))
+            add = partial(_Gathering.add, tensors=tensors, n_samples=n_samples_in(feed))
+            deque(in_order(add, gathering, jobs), maxlen=0)
         del session, tensors
         while gathering:
             one = gathering.pop(0)

@@ -32,8 +32,11 @@ STEP_NAME = re.compile(r"(?P<chain>.*)/onnxdecomp/step(?P<index>\d+)")
 INSERTED = ("ReorderInput", "ReorderOutput", "Cast", "Transpose")
 """Operators that onnxruntime adds between others."""
 
+STEADY = 0.01
+"""Models whose runs vary by no more than this share, from quartile to quartile, are not run more often."""
+
 MAX_TOGETHER_BYTES = 2**31
-"""Models of more bytes than this are not held at once, each in two sessions, but a few after the others."""
+"""Models of more bytes than this are not held at once, but a few after the others."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class InPlace:
             run. Medians over the runs.
         spreads_ms: Half the interquartile range of each.
         rest_ms: Median of everything else that the profiler saw.
-        wall: A whole run without the profiler; the sum of the others is smaller by what the runtime does
-            between nodes.
+        wall: A whole run; the sum of the others is smaller by what the runtime and its profiler do between
+            nodes.
     """
 
     layers_ms: dict[str, float]
@@ -81,7 +84,7 @@ def profile_variants(
         variants: Models that `graph.rewrite` made of it. External data of one in memory is that of `model`.
         feeds: A complete set of inputs.
         threads: Threads inside an operator.
-        n_runs: Runs of each, with the profiler and without.
+        n_runs: Runs of each.
         max_seconds: As in `time_interleaved`, for all variants together.
 
     Returns:
@@ -284,12 +287,10 @@ def _profile(
         for number, (model, owners) in enumerate(models):
             base = model.parent if isinstance(model, Path) else folder
             watch = _Watch(model, owners, Path(scratch, str(number)), threads, base)
-            plain = open_session(model, threads=threads, folder=None if isinstance(model, Path) else folder)
-            runs[f"wall {number}"] = partial(run, plain, feeds)
-            runs[f"profile {number}"] = partial(run, watch.session, feeds)
+            runs[str(number)] = partial(run, watch.session, feeds)
             watches.append(watch)
-        timings = time_interleaved(runs, n_runs=n_runs, max_seconds=max_seconds)
-        return [watch.cost(layers, timings[f"wall {number}"]) for number, watch in enumerate(watches)]
+        timings = time_interleaved(runs, n_runs=n_runs, max_seconds=max_seconds, steady=STEADY)
+        return [watch.cost(layers, timings[str(number)]) for number, watch in enumerate(watches)]
 
 
 def _covered_ms(events: Sequence[Event]) -> float:

@@ -4,7 +4,7 @@ Runs are interleaved, A B A B ..., never A A A B B B, and compared round by roun
 followed each other is free of drift in clock rate and load. Spreads are quartiles throughout.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, prod
 from time import perf_counter
@@ -25,6 +25,9 @@ MAX_REPEATS = 1000
 
 LAYER_SAMPLE_MS = 0.5
 """A small layer is run again and again until one sample takes this long, to rise above the clock's noise."""
+
+STEADY = 0.02
+"""Chains whose samples vary by no more than this share, from quartile to quartile, are not timed longer."""
 
 BLOCK = 4093
 """Random numbers behind a timed weight; a prime, so that rows do not repeat in step with the channels."""
@@ -108,16 +111,19 @@ def time_interleaved(
     warmup: int = 3,
     max_seconds: float = 120.0,
     min_sample_ms: float = 0.0,
+    steady: float = 0.0,
 ) -> dict[str, Timing]:
     """Time every callable once per round, round after round.
 
     Args:
         runs: What to time, by name.
-        n_runs: Rounds.
+        n_runs: Rounds at most.
         warmup: Rounds that do not count.
         max_seconds: Stop after this time with fewer rounds, but at least `MIN_ROUNDS`; the warm-up
             takes at most a quarter of it beyond its first round.
         min_sample_ms: Call something shorter than this several times per sample.
+        steady: Stop after `MIN_ROUNDS` or more once the interquartile range of each is at most this share of
+            its median.
 
     Returns:
         A `Timing` per name, of a single call, with the same number of samples in each.
@@ -132,7 +138,8 @@ def time_interleaved(
     repeats = {name: _repeats(ms, min_sample_ms) for name, ms in longest.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(n_runs):
-        if number >= MIN_ROUNDS and perf_counter() - start > max_seconds:
+        is_late = perf_counter() - start > max_seconds
+        if number >= MIN_ROUNDS and (is_late or _are_steady(samples.values(), steady)):
             break
         for name, call in runs.items():
             samples[name].append(_time_ms(call, repeats[name]))
@@ -176,7 +183,9 @@ def time_chains(
     source = _random(data_shape(layer, layer.in_shape), 1, rng, dtype)
     chains = [(layer.spec,), *(tuple(chain) for chain in candidates)]
     runs = {str(n): _bound_run(layer, chain, source, threads, rng) for n, chain in enumerate(chains)}
-    timings = time_interleaved(runs, n_runs=n_runs, max_seconds=max_seconds, min_sample_ms=LAYER_SAMPLE_MS)
+    timings = time_interleaved(
+        runs, n_runs=n_runs, max_seconds=max_seconds, min_sample_ms=LAYER_SAMPLE_MS, steady=STEADY
+    )
     dense, *others = timings.values()
     return dense, others
 
@@ -212,6 +221,13 @@ def _repeats(sample_ms: float, min_sample_ms: float) -> int:
     if sample_ms >= min_sample_ms:
         return 1
     return min(MAX_REPEATS, ceil(min_sample_ms / max(sample_ms, 1e-6)))
+
+
+def _are_steady(samples: Iterable[Sequence[float]], share: float) -> bool:
+    if share <= 0:
+        return False
+    timings = map(Timing.of, samples)
+    return all(2 * timing.spread_ms <= share * timing.median_ms for timing in timings)
 
 
 def _time_ms(call: Callable[[], object], repeats: int) -> float:

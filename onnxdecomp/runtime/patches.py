@@ -30,7 +30,8 @@ CHUNK_ROWS = 2048
 """Patches that are copied out of a tensor at once."""
 
 HELD_ROWS = 512
-"""Patches that are held back for a product of matrices that is worth its sum into the large accumulator."""
+"""Patches that are held back for a product of matrices that is worth its sum into the large accumulator: so
+many, or half as many as a patch has values, which is a quarter of what the accumulator takes."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class PatchSums:
         """Add patches ``(n, G, D)`` and their outputs ``(n, O)``."""
         y = np.empty((len(patches), 0), patches.dtype) if outputs is None else outputs
         self._held.append((patches, y.reshape(len(patches), *self._y.shape)))
-        if sum(len(z) for z, _ in self._held) >= HELD_ROWS:
+        if sum(len(z) for z, _ in self._held) >= max(HELD_ROWS, self._z.shape[1] // 2):
             self._sum_up()
 
     def moments(self) -> Moments | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
@@ -145,14 +145,16 @@ def _source(model: Model) -> str | bytes:
         if not model.is_file():
             raise ModelError(f"{model} is not a file.")
         return str(model)
-    size_bytes = model.ByteSize()
-    if size_bytes > MAX_PROTO_BYTES:
-        raise ModelError(
-            f"The model takes {size_bytes} bytes in memory and onnxruntime accepts at most "
-            f"{MAX_PROTO_BYTES}: save it with external data and pass the path."
-        )
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    try:  # to ask for the size first would take as long again
+        serialized: bytes = model.SerializeToString()
+        if len(serialized) <= MAX_PROTO_BYTES:
+            return serialized
+    except (EncodeError, ValueError):
+        pass
+    raise ModelError(
+        f"The model takes {model.ByteSize()} bytes in memory and onnxruntime accepts at most "
+        f"{MAX_PROTO_BYTES}: save it with external data and pass the path."
+    )
 
 
 def _title(model: Model) -> str:

@@ -96,10 +96,16 @@ def spread(task: Task) -> list[Candidate] | str:
     return kept or "no method makes it smaller"
 
 
-def fitted(task: Task) -> list[Fitted]:
-    """Return the chain of every candidate, fitted to the data."""
-    study = _with_data(task)
-    return [_fitted(study, candidate, task) for candidate in task.candidates]
+def fitted(tasks: Sequence[Task]) -> list[list[Fitted]]:
+    """Return the chains of tasks for one layer, fitted to the data, which is laid out once."""
+    found = []
+    metric = None
+    for task in tasks:
+        study = _with_data(task, metric)
+        assert study.data is not None
+        metric = study.data.metric
+        found.append([_fitted(study, candidate, task) for candidate in task.candidates])
+    return found
 
 
 def largest_ranks(candidates: Sequence[Candidate]) -> dict[str, Ranks]:
@@ -142,19 +148,24 @@ def _held_bytes(study: Study) -> int:
     return 3 * study.data.metric.moment.nbytes + 4 * study.data.metric.weight.nbytes
 
 
-def _with_data(task: Task) -> Study:
-    """Return the layer under study with its data, in the one order in memory that pickling keeps.
+def _with_data(task: Task, metric: Metric | None = None) -> Study:
+    """Return the layer under study with its data, and its metric if that is not known yet."""
+    weight = np.ascontiguousarray(task.study.weight)
+    metric = metric or _metric(task, weight)
+    return replace(task.study, weight=weight, data=Data(metric, task.fit), _analyses={})
+
+
+def _metric(task: Task, weight: FloatArray) -> Metric:
+    """Return how errors of the weight count, from arrays in the one order in memory that pickling keeps.
 
     A product of arrays in another order may differ in its last bits.
     """
-    weight = np.ascontiguousarray(task.study.weight)
     moments = replace(
         task.moments,
         mean=np.ascontiguousarray(task.moments.mean),
         second=np.ascontiguousarray(task.moments.second),
     )
-    metric = Metric.of(task.study.layer, weight, moments, with_bias=task.bias is not None)
-    return replace(task.study, weight=weight, data=Data(metric, task.fit), _analyses={})
+    return Metric.of(task.study.layer, weight, moments, with_bias=task.bias is not None)
 
 
 def _fitted(study: Study, candidate: Candidate, task: Task) -> Fitted:

@@ -271,16 +271,16 @@ def complete(chosen: Sequence[tuple[LayerOptions, str]], jobs: int = 1, track: T
     """
     work = _work(layer.target.group.layer for layer, _ in chosen)
     with Workers(jobs if work >= MIN_SHARED_MACS else 1) as workers:
-        _make([layer.ways[fit] for layer, fit in chosen], workers, track, middle=False)
+        _make([[layer.ways[fit]] for layer, fit in chosen], workers, track, middle=False)
 
 
-def _make(ways: Sequence[Way], workers: Workers, track: Track, *, middle: bool) -> None:
-    """Make what is not known of some ways side by side."""
-    tasks = [way.unknown(middle=middle) for way in ways]
-    made = workers.map(fitted, [task for task in tasks if task is not None])
-    for way, task in zip(track(ways, "fitting"), tasks, strict=True):
-        if task is not None:
-            way.take(task, next(made))
+def _make(ways: Sequence[Sequence[Way]], workers: Workers, track: Track, *, middle: bool) -> None:
+    """Make what is not known of the ways of each layer, layers side by side."""
+    tasks = [[(way, task) for way in own if (task := way.unknown(middle=middle))] for own in ways]
+    made = workers.map(fitted, [[task for _, task in own] for own in tasks if own])
+    for own in track(tasks, "fitting"):
+        for (way, task), found in zip(own, next(made) if own else [], strict=True):
+            way.take(task, found)
 
 
 def _fitted(
@@ -294,7 +294,7 @@ def _fitted(
         else {f.name: Way(one, f, fitter, memory) for f in distinct_fits(fits, one.subject.study.layer)}
         for one in timed
     ]
-    _make([way for own in ways for way in own.values()], workers, track, middle=True)
+    _make([list(own.values()) for own in ways], workers, track, middle=True)
     return [
         one
         if isinstance(one, str)

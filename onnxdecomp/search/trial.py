@@ -23,7 +23,7 @@ from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, count
 from onnxdecomp.search.replacement import Replacements
 
-MIN_SENSITIVITY_SAMPLES = 16
+MIN_SENSITIVITY_SAMPLES = 8
 """Samples that the divergence of a single layer is measured on, at the least."""
 
 SENSITIVITY_MACS = 15e9
