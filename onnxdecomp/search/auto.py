@@ -1,17 +1,18 @@
 """Choose for all layers at once: as cheap as an accuracy budget allows, or as accurate as a cost allows.
 
 The predicted divergences of the layers add up, so a knapsack finds the choice for every budget of cost. For
-``max_drop`` that budget is found by bisection with real evaluations, and the choice is confirmed on samples
-that it was not made on; where they disagree a weaker choice is taken.
+``max_drop`` that budget is found with real evaluations (`limit`), and the choice is confirmed on samples that
+it was not made on; where they disagree a weaker choice is taken.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import exp, log
+from math import inf
 
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.search.limit import Look, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
@@ -19,17 +20,8 @@ from onnxdecomp.search.sensitivity import Curve, best_fit, curve_of
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.search.trial import Trials
 
-BISECTIONS = 7
-"""Real evaluations that find the budget of cost, each on all samples that decide."""
-
-REPAIRS = 6
-"""Single layers that are tried one option further."""
-
-STRONGER_STEPS = 3
-"""Stronger choices that are tried after recovery has gained something."""
-
-STRONGER = 0.96
-"""Cost of each of them over that of the one before."""
+MAX_LOOKS = 8
+"""Choices that are evaluated to find the one that just keeps a budget; about four are, as a rule."""
 
 WEAKER, WEAKER_STEPS = 1.05, 4
 """Cost of the choice that is tried after one that did not hold on other samples, and how often at most."""
@@ -147,60 +139,38 @@ class Search:
         cost = sum(ballot.items[index].cost for ballot, index in paired)
         return Pick(chosen, replaced, options, cost, *self._trials.compared(replaced))
 
-    def _holds(self, pick: Pick, max_drop: float) -> bool:
-        """Tell whether what a choice is expected to lose is within a budget."""
-        return self._trials.expected(pick.drop, pick.divergence) <= max_drop
-
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
 
-        Bisection on the logarithm of the cost, then single layers one option further, then recovery and
-        stronger choices with recovery.
+        Every choice that is looked at has been recovered, and what all of them are expected to lose is
+        reckoned anew after each one.
         """
-        low, high = log(max(self.least_cost, 1e-9)), log(max(self.dense_cost, 1e-9))
-        accepted: list[Pick] = []
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            pick = self.at_cost(exp(middle))
-            if pick is not None and self._holds(pick, max_drop):
-                accepted.append(pick)
-                high = min(middle, log(max(pick.cost, 1e-9)))
-            else:
-                low = middle
-        if accepted:
-            accepted.append(self._repaired(accepted[-1], max_drop))
-        return self._confirmed(self._stronger(accepted, exp(high), max_drop), max_drop)
-
-    def _repaired(self, pick: Pick, max_drop: float) -> Pick:
-        """Return a choice with single layers at cheaper options, those that save most for their error first.
-
-        The prediction that led to the choice adds layers up; this looks at what is left of the budget.
-        """
-        moves = []
-        for place, ballot in enumerate(self._ballots):
-            here = ballot.items[pick.chosen[place]]
-            cheaper = [(i, item) for i, item in enumerate(ballot.items) if item.cost < here.cost]
-            if cheaper:
-                index, item = max(cheaper, key=lambda pair: (pair[1].cost, -pair[1].error))
-                gain = (here.cost - item.cost) / max(item.error - here.error, 1e-12)
-                moves.append((gain, place, index))
-        for _, place, index in sorted(moves, reverse=True)[:REPAIRS]:
-            moved = self._evaluated([*pick.chosen[:place], index, *pick.chosen[place + 1 :]])
-            if self._holds(moved, max_drop):
-                pick = moved
-        return pick
-
-    def _stronger(self, accepted: list[Pick], cost: float, max_drop: float) -> list[Pick]:
-        """Return the accepted choices with those that recovery makes possible, cheapest last."""
-        if not self._steps:
-            return accepted
-        found = list(accepted)
-        for number in range(STRONGER_STEPS + 1):
-            pick = self.at_cost(cost * STRONGER**number, recovering=True)
-            if pick is None or not self._holds(pick, max_drop):
+        least, most = max(self.least_cost, 1e-9), max(self.dense_cost, 1e-9)
+        tried: list[tuple[float, Pick]] = []
+        for _ in range(MAX_LOOKS):
+            looks = [
+                Look(budget, pick.cost, self._predicted(pick.chosen), self._expected(pick))
+                for budget, pick in tried
+            ]
+            budget = next_budget(looks, self._predicted_at, least, most, max_drop)
+            pick = None if budget is None else self.at_cost(budget, recovering=True)
+            if budget is None or pick is None:
                 break
-            found.append(pick)
-        return found
+            tried.append((budget, pick))
+        return self._confirmed([pick for _, pick in tried if self._expected(pick) <= max_drop], max_drop)
+
+    def _expected(self, pick: Pick) -> float:
+        """Return what a choice is expected to lose."""
+        return self._trials.expected(pick.drop, pick.divergence)
+
+    def _predicted(self, chosen: Sequence[int]) -> float:
+        """Return the divergence that a choice was predicted to have."""
+        return sum(ballot.items[index].error for ballot, index in zip(self._ballots, chosen, strict=True))
+
+    def _predicted_at(self, budget: float) -> float:
+        """Return the least predicted divergence at a cost."""
+        chosen = choose([ballot.items for ballot in self._ballots], budget)
+        return inf if chosen is None else self._predicted(chosen)
 
     def _confirmed(self, accepted: list[Pick], max_drop: float) -> Pick | None:
         """Return the cheapest accepted choice that holds on samples it was not chosen on.

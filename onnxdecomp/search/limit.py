@@ -1,0 +1,84 @@
+"""Find the least cost at which the loss keeps a limit, with few looks at what is really lost.
+
+The loss falls as the cost rises, and a prediction of it is known at every cost but for a factor. So each look
+corrects the factor, and the next one is where the corrected prediction meets the limit; a bracket between
+what held and what did not keeps a bad prediction from leading astray.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, inf, log
+
+AIM = 0.93
+"""Share of the limit that the next look aims at: one just inside it is what is searched."""
+
+CLOSE = 0.85
+"""What keeps the limit and is expected to lose this share of it is good enough."""
+
+RESOLUTION = 1.02
+"""Costs nearer to each other than this factor are not told apart."""
+
+MARGIN = 0.1
+"""Share of the bracket, in logarithms, that each look takes off it at the least."""
+
+STEPS = 20
+"""Bisections that find where a prediction meets the limit."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of one budget of cost.
+
+    Args:
+        budget: What the choice may cost.
+        cost: What it does cost.
+        predicted: Loss as predicted, in any unit.
+        lost: Loss as it is expected after looking.
+    """
+
+    budget: float
+    cost: float
+    predicted: float
+    lost: float
+
+
+def next_budget(
+    looks: Sequence[Look], predicted: Callable[[float], float], least: float, most: float, limit: float
+) -> float | None:
+    """Return the budget of cost to look at next; None when the least one that keeps the limit is known.
+
+    Args:
+        looks: What was looked at.
+        predicted: Returns the predicted loss at a budget; it does not rise with it.
+        least: Cost of the cheapest choice there is.
+        most: Cost of the choice that loses nothing.
+        limit: The most that may be lost.
+    """
+    holding = [look for look in looks if look.lost <= limit]
+    high = min((look.cost for look in holding), default=most)
+    low = max((look.budget for look in looks if look.lost > limit and look.budget < high), default=least)
+    if high <= RESOLUTION * low or any(look.lost >= CLOSE * limit > 0 for look in holding):
+        return None
+    width = log(high / low)
+    met = _meeting(predicted, low, high, AIM * limit / _factor(looks, limit))
+    return exp(min(max(log(met), log(low) + MARGIN * width), log(high) - MARGIN * width))
+
+
+def _factor(looks: Sequence[Look], limit: float) -> float:
+    """Return the loss over its prediction where the loss is nearest to the limit; 1 before any look."""
+    known = [look for look in looks if 0 < look.lost < inf and look.predicted > 0]
+    if not known or limit <= 0:
+        return 1.0
+    nearest = min(known, key=lambda look: abs(log(look.lost / limit)))
+    return nearest.lost / nearest.predicted
+
+
+def _meeting(predicted: Callable[[float], float], low: float, high: float, wanted: float) -> float:
+    """Return the budget between two at which a prediction falls to what is wanted."""
+    for _ in range(STEPS):
+        middle = exp((log(low) + log(high)) / 2)
+        if predicted(middle) > wanted:
+            low = middle
+        else:
+            high = middle
+    return high
