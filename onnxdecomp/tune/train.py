@@ -37,7 +37,7 @@ PATIENCE = LOOKS // 2
 WARM_UP = 0.05
 """Share of the steps over which the rate rises."""
 
-DEFAULT_RATES = {"adamw": 0.02, "sgd": 0.05}
+DEFAULT_RATES = {"adamw": 0.003, "sgd": 0.05}
 """Learning rates by optimizer, relative to the size of a tensor."""
 
 MOMENTUM = 0.9

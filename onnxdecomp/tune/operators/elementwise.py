@@ -92,9 +92,15 @@ def mean_of_all(node: Node, *inputs: Tensor) -> Tensor:
 
 @operator("BitShift")
 def bit_shift(node: Node, x: Tensor, by: Tensor) -> Tensor:
-    """Shift the bits of unsigned integers."""
-    shift = torch.bitwise_left_shift if node.require("direction") == "LEFT" else torch.bitwise_right_shift
-    return shift(x, by)
+    """Shift the bits of unsigned integers; those that leave on the left are lost.
+
+    Numbers of 64 bits count as 32: these are what weights are packed in.
+    """
+    if node.require("direction") != "LEFT":
+        return torch.bitwise_right_shift(x, by)
+    bits = {torch.int32: 16, torch.int64: 32}.get(x.dtype)  # unsigned types are held in wider signed ones
+    shifted = torch.bitwise_left_shift(x, by)
+    return shifted if bits is None else shifted & (2**bits - 1)
 
 
 @operator("Cast")

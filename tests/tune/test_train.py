@@ -1,0 +1,238 @@
+"""Training lowers the loss on samples it does not see, keeps the best weights, and can be interrupted."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.graph.io import load
+from onnxdecomp.graph.trainable import decomposed_of
+from onnxdecomp.tune.batches import open_source
+from onnxdecomp.tune.checkpoint import Checkpoint
+from onnxdecomp.tune.course import Course
+from onnxdecomp.tune.settings import Settings
+from onnxdecomp.tune.teacher import Teacher
+from onnxdecomp.tune.train import PATIENCE, SMALLEST, Training, schedule, tensor_size
+from tests.graph.models import parse
+from tests.tune.cut import student, teacher, write
+
+SAME_LOSS = 1e-5
+"""Relative; the same weights, once as they were kept and once put back."""
+
+STEPS = 60
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    return tmp_path
+
+
+def untracked(items, _):
+    return items
+
+
+def interrupted(after: int):
+    """Return a track after whose so many steps somebody interrupts."""
+
+    def track(items, _):
+        yield from islice(items, after)
+        raise KeyboardInterrupt
+
+    return track
+
+
+def course(names: tuple[str, ...] = (), **options) -> Course:
+    model, original = load("student.onnx"), load("teacher.onnx")
+    settings = Settings(calibration="x.npz", **{"steps": STEPS, **options})
+    return Course(model, original, names or decomposed_of(model, original), settings)
+
+
+def assert_same(values: dict, expected: dict) -> None:
+    assert values.keys() == expected.keys()
+    assert all(np.array_equal(values[name], expected[name]) for name in values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss": ("mse",)},
+        {"loss": ("kl:0.5", "mse:2")},
+        {"optimizer": "sgd"},
+        {"match": ("auto",)},
+        {"loss": ("mse",), "match": ("r:0.5", "h")},
+        {"train": "all"},
+    ],
+    ids=str,
+)
+def test_distillation_lowers_the_loss_on_samples_set_aside(options: dict) -> None:
+    found = course(**options).train(untracked)
+    assert found.held_out[1] < 0.9 * found.held_out[0]
+
+
+def test_labels_alone_train_as_well() -> None:
+    settings = Settings(calibration="labelled.npz", steps=STEPS)
+    found = Course(load("student.onnx"), None, ("w0", "w1", "b", "v"), settings).train(untracked)
+    assert found.held_out[1] < 0.95 * found.held_out[0]
+
+
+def test_only_what_was_chosen_trains() -> None:
+    assert course(("w1",)).train(untracked).values.keys() == {"w1"}
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_others() -> None:
+    first = course().train(untracked).values
+    assert_same(course().train(untracked).values, first)
+    assert not np.array_equal(course(seed=1).train(untracked).values["w1"], first["w1"])
+
+
+def test_the_best_of_all_looks_is_kept(monkeypatch) -> None:
+    looks = []
+    plain = Training.held_out_loss
+
+    def noted(self) -> float:
+        looks.append(plain(self))
+        return looks[-1]
+
+    monkeypatch.setattr(Training, "held_out_loss", noted)
+    made = course(learning_rate=0.3)
+    found = made.train(untracked)
+    assert found.held_out == (looks[0], min(looks))
+    network = made._training._network
+    with torch.no_grad():
+        for name, value in found.values.items():
+            network.parameters[name].copy_(torch.from_numpy(value))
+    assert plain(made._training) == pytest.approx(min(looks), rel=SAME_LOSS)
+
+
+def test_training_stops_when_nothing_has_long_been_better() -> None:
+    found = course(learning_rate=50.0, clip=1e6).train(untracked)
+    assert found.n_steps < STEPS
+    assert "nothing was better" in found.stopped or "no longer finite" in found.stopped
+
+
+def test_the_weights_the_model_had_are_kept_when_training_only_harms() -> None:
+    found = course(learning_rate=50.0, steps=2 * PATIENCE).train(untracked)
+    assert found.best_step == 0
+    assert found.held_out[0] == found.held_out[1]
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_the_best_is_kept() -> None:
+    found = course(learning_rate=1e30).train(untracked)
+    assert "no longer finite" in found.stopped
+    assert found.n_steps < STEPS
+    assert all(np.all(np.isfinite(value)) for value in found.values.values())
+
+
+@pytest.mark.parametrize("after", [3, 20, 59])
+def test_an_interrupted_training_goes_on_to_the_same_numbers(after: int) -> None:
+    whole = course(checkpoint="whole.pt").train(untracked)
+    with pytest.raises(KeyboardInterrupt):
+        course(checkpoint="cut.pt").train(interrupted(after))
+    rest = course(checkpoint="cut.pt").train(untracked)
+    assert_same(rest.values, whole.values)
+    assert rest.held_out == whole.held_out
+
+
+def test_a_finished_training_is_not_repeated(monkeypatch) -> None:
+    whole = course(checkpoint="c.pt").train(untracked)
+    monkeypatch.setattr(Training, "_step", None)
+    assert_same(course(checkpoint="c.pt").train(untracked).values, whole.values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate None and not 0.5"),
+        ({"steps": 61}, "steps 60 and not 61"),
+        ({"loss": ("mse",)}, "made with loss"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(options: dict, message: str) -> None:
+    course(checkpoint="c.pt").train(untracked)
+    with pytest.raises(UsageError, match=message):
+        course(checkpoint="c.pt", **options)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ((student(3), teacher()), "of another student"),
+        ((student(), student()), "of another teacher"),
+        ((student(), None), "of another teacher"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(models: tuple, message: str) -> None:
+    settings = Settings(calibration="x.npz")
+    Checkpoint("c.pt", load(student()), load(teacher()), settings).save({})
+    ours, theirs = models
+    with pytest.raises(UsageError, match=message):
+        Checkpoint("c.pt", load(ours), load(theirs) if theirs else None, settings).load()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(folder) -> None:
+    (folder / "c.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match="cannot be read as a checkpoint"):
+        course(checkpoint="c.pt")
+
+
+def test_what_no_gradient_reaches_is_refused() -> None:
+    model = parse(
+        "g (float[N,16] x) => (float[N,5] y) { t = MatMul(x, w) i = Cast<to = 7>(t) y = Cast<to = 1>(i) }",
+        {"w": np.ones((16, 5), np.float32)},
+    )
+    made = Course(load(model), None, ("w",), Settings(calibration="labelled.npz", steps=2))
+    with pytest.raises(ModelError, match="no gradient reaches w"):
+        made.train(untracked)
+
+
+def test_the_teacher_says_the_same_kept_or_not() -> None:
+    source = open_source(Settings(calibration="x.npz"), student(), labels=False)
+    kept, anew = (Teacher(teacher(), ["y"], stored=stored) for stored in (source.stored, None))
+    batches = list(source.epoch(0))
+    kept(batches[0])
+    assert kept._kept is not None
+    for batch in batches:
+        torch.testing.assert_close(kept(batch)["y"], anew(batch)["y"])
+
+
+def test_an_unknown_tensor_to_match_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"tensor to match in the student 'hh'.*did you mean 'h'"):
+        course(match=("hh",))
+
+
+def test_a_tensor_the_teacher_does_not_have_cannot_be_matched() -> None:
+    with pytest.raises(UsageError, match="tensor to match in the teacher 't'"):
+        course(match=("t",))
+
+
+def test_a_teacher_with_other_shapes_is_refused() -> None:
+    other = parse(
+        "g (float[N,16] x) => (float[N,C] y) { y = MatMul(x, w) }", {"w": np.ones((16, 7), np.float32)}
+    )
+    with pytest.raises(UsageError, match=r"'y' has shape \(12, 7\) in the teacher and \(12, 5\)"):
+        Course(load("student.onnx"), load(other), ("w0",), Settings(calibration="x.npz"))
+
+
+def test_a_student_that_is_not_finite_is_refused() -> None:
+    model = student()
+    model.graph.initializer[0].raw_data = np.full((16, 4), 1e30, np.float32).tobytes()
+    model.graph.initializer[1].raw_data = np.full((4, 24), -1e30, np.float32).tobytes()
+    with pytest.raises(ModelError, match="not finite"):
+        Course(load(model), load("teacher.onnx"), ("w0",), Settings(calibration="x.npz")).train(untracked)
+
+
+def test_the_rate_rises_then_falls() -> None:
+    rates = [schedule(step, 100) for step in range(100)]
+    assert rates[4] == max(rates) == 1.0
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+
+
+def test_a_tensor_of_zeros_still_moves() -> None:
+    assert tensor_size(torch.zeros(3)) == SMALLEST
+    assert tensor_size(torch.full((4,), -2.0)) == 2.0
