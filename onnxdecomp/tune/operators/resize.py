@@ -18,6 +18,9 @@ _MODES_OPSET = 11
 
 _KEPT_TAPS = 256
 
+_MIDDLE = 1e-6
+"""Distance up to which a place counts as the middle of two elements, as in onnxruntime."""
+
 
 @operator("Upsample")
 def upsample(node: Node, x: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -154,24 +157,28 @@ def _coordinates(
     if mode == "pytorch_half_pixel":
         return x if length > 1 else torch.zeros(length)
     if mode == "half_pixel_symmetric":
-        return x + size / 2 * (1 - length / (factor * size))
+        single = torch.tensor(factor)
+        offset = size / 2 * (1 - length / (single * size))
+        return (offset.double() + ((y.double() + 0.5) / single.double() - 0.5)).float()
     if mode != "half_pixel":
         raise node.unsupported(f"transforms coordinates by '{mode}'")
     return x
 
 
 def _nearest(node: Node, x: Tensor, factor: float) -> Tensor:
+    below = x.floor().long()
     if node.opset < _MODES_OPSET:  # what onnxruntime has done before there was an attribute
-        return (x.ceil() if factor < 1 else x.floor()).long()
+        return x.ceil().long() if factor < 1 else below
+    past = x - below - 0.5  # beyond the middle of two elements
     match node.get("nearest_mode", "round_prefer_floor"):
         case "floor":
-            return x.floor().long()
+            return below
         case "ceil":
             return x.ceil().long()
         case "round_prefer_ceil":
-            return (x + 0.5).floor().long()
+            return below + (past > -_MIDDLE)
         case _:
-            return (x - 0.5).ceil().long()
+            return below + (past >= _MIDDLE)
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:
