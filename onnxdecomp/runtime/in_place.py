@@ -32,7 +32,7 @@ STEP_NAME = re.compile(r"(?P<chain>.*)/onnxdecomp/step(?P<index>\d+)")
 INSERTED = ("ReorderInput", "ReorderOutput", "Cast", "Transpose")
 """Operators that onnxruntime adds between others."""
 
-STEADY = 0.01
+STEADY = 0.03
 """Models whose runs vary by no more than this share, from quartile to quartile, are not run more often."""
 
 MAX_TOGETHER_BYTES = 2**31

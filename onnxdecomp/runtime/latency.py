@@ -26,7 +26,7 @@ MAX_REPEATS = 1000
 LAYER_SAMPLE_MS = 0.5
 """A small layer is run again and again until one sample takes this long, to rise above the clock's noise."""
 
-STEADY = 0.02
+STEADY = 0.05
 """Chains whose samples vary by no more than this share, from quartile to quartile, are not timed longer."""
 
 BLOCK = 4093

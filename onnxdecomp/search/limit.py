@@ -18,7 +18,7 @@ CLOSE = 0.85
 RESOLUTION = 1.02
 """Costs nearer to each other than this factor are not told apart."""
 
-MARGIN = 0.1
+MARGIN = 0.15
 """Share of the bracket, in logarithms, that each look takes off it at the least."""
 
 STEPS = 20
@@ -59,15 +59,19 @@ def next_budget(
     low = max((look.budget for look in looks if look.lost > limit and look.budget < high), default=least)
     if high <= RESOLUTION * low or any(look.lost >= CLOSE * limit > 0 for look in holding):
         return None
-    width = log(high / low)
-    met = _meeting(predicted, low, high, AIM * limit / _factor(looks, limit))
+    width, factor = log(high / low), _factor(looks, limit)
+    if factor is None:
+        return exp(log(low) + width / 2)
+    met = _meeting(predicted, low, high, AIM * limit / factor)
     return exp(min(max(log(met), log(low) + MARGIN * width), log(high) - MARGIN * width))
 
 
-def _factor(looks: Sequence[Look], limit: float) -> float:
-    """Return the loss over its prediction where the loss is nearest to the limit; 1 before any look."""
-    known = [look for look in looks if 0 < look.lost < inf and look.predicted > 0]
-    if not known or limit <= 0:
+def _factor(looks: Sequence[Look], limit: float) -> float | None:
+    """Return the loss over its prediction where the loss is nearest to the limit; None when unknown."""
+    known = [look for look in looks if 0 < look.lost < inf and 0 < look.predicted < inf]
+    if limit <= 0 or (looks and not known):
+        return None
+    if not looks:
         return 1.0
     nearest = min(known, key=lambda look: abs(log(look.lost / limit)))
     return nearest.lost / nearest.predicted

@@ -14,6 +14,7 @@ asked for, the same bit for bit.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Layer
@@ -30,9 +31,15 @@ from onnxdecomp.selection import Target
 from onnxdecomp.weights.fit import FITS, SHRUNK, Fit, distinct_fits
 from onnxdecomp.weights.refit import patch_size
 
+T = TypeVar("T")
+
 MIN_SHARED_MACS = 50_000_000
 """Less work than this takes no longer than starting workers: multiply-accumulates of all weights, each laid
 on the moment of its input once. Counted and not timed, since it must not change anything but the time."""
+
+MIN_FITTED, MAX_FITTED_MACS = 6, 5e10
+"""Candidates of a layer that are fitted: so many at the least, or as many as take this work, counted alike.
+With many layers few options of each still make choices of every cost."""
 
 SPREAD, ERRORS = "spread", "fitted"
 """Kinds of what is remembered: the candidates of a layer, and their errors on the data in one fit."""
@@ -191,7 +198,15 @@ def _timed(subject: Subject, key: Mapping[str, object], candidates: list[Candida
             least = candidate.error
     if not kept:
         return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
-    return Timed(subject, key, candidates, kept[::-1])
+    return Timed(subject, key, candidates, _thinned(kept, study.layer)[::-1])
+
+
+def _thinned(kept: list[T], layer: Layer) -> list[T]:
+    """Return as many candidates of a layer as are worth fitting, evenly spread, both ends among them."""
+    n_kept = max(MIN_FITTED, int(MAX_FITTED_MACS / _work([layer])))
+    if len(kept) <= n_kept:
+        return kept
+    return [kept[round(index * (len(kept) - 1) / (n_kept - 1))] for index in range(n_kept)]
 
 
 class Way:

@@ -32,8 +32,9 @@ SENSITIVITY_MACS = 15e9
 Counted and not timed, so that the number of samples is the same in each run.
 """
 
-BATCH = 8
-"""Samples run at once: as fast as more on one thread, little memory, and something for each job to do."""
+BATCH, MIN_BATCHES = 8, 4
+"""Samples run at once, fewer where that leaves too few batches: as fast as more on one thread, little memory,
+and something for each job to do."""
 
 MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 16, 512, 60e9
 """Samples that last steps are solved on: as many as make so many multiply-accumulates in the layers of the
@@ -139,7 +140,9 @@ class Trials:
         tensors = frozenset(site.place.proto.output[0] for site in sites)
         if self._suffix[0] != tensors:
             proto, samples = read_proto(self.original), _inputs(self._few)
-            suffix = Suffix.of(proto, tensors, samples, self._few_reference, batch=BATCH, jobs=self.jobs)
+            suffix = Suffix.of(
+                proto, tensors, samples, self._few_reference, batch=_batch_of(samples), jobs=self.jobs
+            )
             self._suffix = tensors, suffix
         suffix = self._suffix[1]
         if suffix is None:
@@ -180,20 +183,26 @@ class Trials:
         return self._confirm.drop(self._run(model, self.parts.confirm))
 
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
-        return self.memory.outputs(f"{name}, {BATCH} at once", lambda: self._run(self.original, samples))
+        batch = _batch_of(samples)
+        return self.memory.outputs(f"{name}, {batch} at once", lambda: self._run(self.original, samples))
 
     def _measured(self, model: RuntimeModel) -> tuple[Drop, float]:
         outputs = self._run(model, self.parts.choose)
         return self._choose.drop(outputs), self._choose.divergence(outputs)
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
-        outputs = outputs_over(model, _inputs(samples), batch=BATCH, jobs=self.jobs)
+        outputs = outputs_over(model, _inputs(samples), batch=_batch_of(samples), jobs=self.jobs)
         self._looked()
         return outputs
 
     def _looked(self) -> None:
         if self.watch is not None:
             self.watch()
+
+
+def _batch_of(samples: Samples) -> int:
+    """Return how many of some samples are run at once."""
+    return min(BATCH, max(1, count(samples) // MIN_BATCHES))
 
 
 def _inputs(samples: Samples) -> Samples:

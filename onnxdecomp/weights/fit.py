@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks, recompose
-from onnxdecomp.weights.joint import jointly_fitted
+from onnxdecomp.weights.joint import jointly_fitted, n_steps_of
 from onnxdecomp.weights.moments import Moments
 from onnxdecomp.weights.refit import Metric, refitted
 from onnxdecomp.weights.whiten import Root, WhitenedAnalysis, first_axes, root_of
@@ -62,11 +62,15 @@ def default_fit(layer: Layer) -> Fit:
 
 
 def distinct_fits(fits: Sequence[Fit], layer: Layer) -> list[Fit]:
-    """Return the fits that differ on a layer: one too wide for a root is not whitened."""
-    if layer.weight_shape[1] <= MAX_ROOT:
-        return list(fits)
-    plain = [fit if fit.joint else WEIGHTS.without(() if fit.refit else ("refit",)) for fit in fits]
-    return list(dict.fromkeys(plain))
+    """Return the fits that differ on a layer.
+
+    One too wide for a root is not whitened, and one too large for a joint fit has none.
+    """
+    too_large = ("joint",) if n_steps_of(layer) == 0 else ()
+    own = [fit.without(too_large) for fit in fits]
+    if layer.weight_shape[1] > MAX_ROOT:
+        own = [fit if fit.joint else WEIGHTS.without(() if fit.refit else ("refit",)) for fit in own]
+    return list(dict.fromkeys(own))
 
 
 @dataclass

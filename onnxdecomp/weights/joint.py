@@ -20,7 +20,7 @@ import numpy as np
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.weights.moments import Moment
-from onnxdecomp.weights.refit import LastStep, Metric
+from onnxdecomp.weights.refit import LastStep, Metric, patch_size
 from onnxdecomp.weights.whiten import first_axes, root_of, times
 
 Index = tuple[Any, ...]
@@ -48,8 +48,8 @@ def jointly_fitted(chain: Chain, metric: Metric) -> tuple[Chain, float] | None:
         None when the last step is no matrix, when the work is too much, or when nothing was gained.
     """
     start = LastStep.of(metric, chain.specs, chain.weights)
-    n_steps = min(N_STEPS, int(MAX_FLOPS / _flops(metric)))
-    if start is None or n_steps < MIN_STEPS or metric.energy <= 0:
+    n_steps = n_steps_of(chain.layer)
+    if start is None or n_steps == 0 or metric.energy <= 0:
         return None
     from scipy.optimize import minimize  # takes half a second, as long as all else that a worker loads
 
@@ -71,10 +71,14 @@ def jointly_fitted(chain: Chain, metric: Metric) -> tuple[Chain, float] | None:
     return replace(chain, weights=(*inner, solved)), error
 
 
-def _flops(metric: Metric) -> float:
-    """Return about the work of one step: the error times the moment, and the moment seen by the last step."""
-    group, n_outputs, size = metric.weight.shape
-    return float(4.0 * group * n_outputs * size**2)
+def n_steps_of(layer: Layer) -> int:
+    """Return the steps that chains of a layer are worth; 0 for a layer that is too large.
+
+    A step is about the error times the moment, and the moment as the last step sees it.
+    """
+    flops = 4.0 * layer.out_channels * patch_size(layer) ** 2
+    n_steps = min(N_STEPS, int(MAX_FLOPS / flops))
+    return n_steps if n_steps >= MIN_STEPS else 0
 
 
 class _Problem:
@@ -123,7 +127,7 @@ class _Problem:
         gradients = [
             _lowered(self._layer, spec, part) for spec, part in zip(specs[:-1], parts[:-1], strict=True)
         ]
-        gradients[0] = times(self._layer, gradients[0], self._inverse, self._axes)
+        gradients[0] = times(self._layer, gradients[0], self._inverse.swapaxes(1, 2), self._axes)
         return value, _joined(gradients)
 
 

@@ -48,6 +48,9 @@ OFFSETS = np.arange(-WINDOW, WINDOW + 1)
 SEGMENT = 64
 """Clusters whose edges are sought together in their windows."""
 
+N_TOGETHER = 16
+"""Segments that are solved side by side; memory holds the costs of all their windows."""
+
 MAX_WINDOWS = 24
 
 MIN_GAIN = 1e-9
@@ -233,25 +236,24 @@ def _best_in_windows(line: Line, edges: Edges, steps: Edges, first: int) -> Edge
     most = np.clip(n - n_clusters + order, 0, n)[:, np.newaxis]
     windows = np.clip(wanted, least, most)  # (segments S + 1, w)
     at = np.arange((len(order) - 1) // size) * size + np.arange(size + 1)[:, np.newaxis]
-    found = _cheapest_path(line, windows[at])  # (S + 1, segments)
+    parts = [at[:, start : start + N_TOGETHER] for start in range(0, at.shape[1], N_TOGETHER)]
+    found = np.concatenate([_cheapest_path(line, windows[part]) for part in parts], 1)  # (S + 1, segments)
     path = np.append(found[:-1].T.reshape(-1), n)
     return path[front : front + n_clusters + 1]
 
 
 def _cheapest_path(line: Line, windows: Edges) -> Edges:
     """Return the cheapest edges ``(S + 1, m)`` in windows ``(S + 1, m, w)``; the ends have no choice."""
-    sums = np.zeros(windows.shape)  # least cost up to each place
-    for at in range(1, len(windows)):
-        before = windows[at - 1, :, :, np.newaxis]  # (m, w, 1)
-        costs = _costs(line, before, windows[at, :, np.newaxis, :])  # (m, w, w)
-        costs += sums[at - 1, :, :, np.newaxis]
-        np.min(costs, axis=1, out=sums[at])
-    path = np.empty(windows.shape[:2], np.intp)
-    path[-1] = windows[-1, :, 0]
+    costs = _costs(line, windows[:-1, :, :, np.newaxis], windows[1:, :, np.newaxis, :])  # (S, m, w, w)
+    least = np.zeros(windows.shape[1:])  # up to each place
+    for step in costs:
+        step += least[:, :, np.newaxis]
+        least = np.min(step, axis=1)
     rows = np.arange(windows.shape[1])
-    for at in range(len(windows) - 1, 0, -1):
-        costs = sums[at - 1] + _costs(line, windows[at - 1], path[at, :, np.newaxis])  # (m, w)
-        path[at - 1] = windows[at - 1, rows, np.argmin(costs, axis=1)]
+    chosen = np.zeros(windows.shape[:2], np.intp)
+    for at in range(len(costs) - 1, -1, -1):
+        chosen[at] = np.argmin(costs[at, rows, :, chosen[at + 1]], axis=1)
+    path: Edges = np.take_along_axis(windows, chosen[:, :, np.newaxis], axis=2)[:, :, 0]
     return path
 
 
@@ -264,10 +266,10 @@ def _costs(line: Line, starts: Edges, ends: Edges) -> Floats:
     costs = np.square(line.moment[ends] - line.moment[starts])
     empty = mass <= 0
     mass[empty] = -1.0
-    costs /= -mass
-    costs[empty] = np.broadcast_to(
-        np.where((ends == 0) | (starts == len(line.values)), 0.0, np.inf), mass.shape
-    )[empty]
+    costs /= np.negative(mass, out=mass)
+    if np.any(empty):
+        nothing = np.where((ends == 0) | (starts == len(line.values)), 0.0, np.inf)
+        costs[empty] = np.broadcast_to(nothing, mass.shape)[empty]
     return costs
 
 

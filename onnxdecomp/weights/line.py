@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxdecomp.methods.base import FloatArray
-from onnxdecomp.weights.nearest import Floats, Keys, binary_exponent, chunks, largest_magnitude
+from onnxdecomp.weights.nearest import Floats, Keys, binary_exponent, chunks, largest_magnitude, scaled
 
 Edges = NDArray[np.intp]
 """``(K + 1,)``: cluster k is ``values[edges[k]:edges[k + 1]]``, never empty."""
@@ -68,10 +68,10 @@ class Line:
 
     def loss(self, centroids: Floats) -> float:
         """Return the sum of weight times squared distance to the nearest of rising centroids ``(K,)``."""
-        scaled = np.ldexp(centroids, -self.exponent)
-        inner = np.searchsorted(self.values, scaled[:-1] / 2 + scaled[1:] / 2)
+        places = np.ldexp(centroids, -self.exponent)
+        inner = np.searchsorted(self.values, places[:-1] / 2 + places[1:] / 2)
         edges = np.concatenate([[0], inner, [len(self.values)]])
-        mass, moment, around = np.diff(self.mass[edges]), np.diff(self.moment[edges]), scaled - self.center
+        mass, moment, around = np.diff(self.mass[edges]), np.diff(self.moment[edges]), places - self.center
         lost = self.spread + float(np.sum(around**2 * mass - 2 * around * moment))
         return float(np.ldexp(max(lost, 0.0), 2 * self.exponent))
 
@@ -121,7 +121,7 @@ def _sorted(values: FloatArray, weights: FloatArray | None, exponent: int) -> Su
         rising, each = flat[order][each > 0], each[each > 0]
     starts = np.flatnonzero(rising[1:] != rising[:-1]) + 1
     starts = np.concatenate([[0], starts])
-    places = np.ldexp(rising[starts], -exponent, dtype=np.float64)
+    places = scaled(rising[starts], -exponent)
     mass = np.append(starts, len(rising)).astype(np.float64)
     if each is not None:
         mass = prefix(np.add.reduceat(each, starts))
@@ -143,16 +143,16 @@ def _counted(values: FloatArray, weights: FloatArray | None, largest: float) -> 
     mass, first, second = np.zeros(keys.n_keys), np.zeros(keys.n_keys), 0.0
     for place, part in chunks(values, COUNT_CHUNK):
         at = keys.of(part)
-        scaled = np.ldexp(part, -exponent, dtype=np.float64)
+        places = scaled(part, -exponent)
         if weights is None:
             mass += np.bincount(at, minlength=keys.n_keys)
-            second += float(np.dot(scaled, scaled))
+            second += float(np.dot(places, places))
         else:
             each = np.asarray(weights.flat[place], np.float64)
             mass += np.bincount(at, each, keys.n_keys)
-            second += float(np.dot(scaled * scaled, each))
-            scaled *= each
-        first += np.bincount(at, scaled, keys.n_keys)
+            second += float(np.dot(places * places, each))
+            places *= each
+        first += np.bincount(at, places, keys.n_keys)
     seen = np.flatnonzero(mass)
     mass, first = mass[seen], first[seen]
     hidden = second - float(np.dot(first, first / mass))  # what the means of cells do not show

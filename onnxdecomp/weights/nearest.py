@@ -18,6 +18,9 @@ FLOOR = np.float32(2.0**-10)
 
 ONE = np.float32(1.0)
 
+MAX_FACTOR = 1000
+"""Largest exponent whose power of two is a float64 that is not subnormal, about."""
+
 MAX_INDEX_8 = 256
 """Most centroids whose indices fit one byte."""
 
@@ -48,7 +51,7 @@ class Keys:
 
         The bits of a positive float32, read as an integer, are its logarithm, piecewise linear.
         """
-        wide = np.ldexp(values, -self._exponent, dtype=np.float64)
+        wide = scaled(values, -self._exponent)
         shares = np.clip(wide, -1.0, 1.0, out=wide).astype(np.float32)
         shares += np.float32(0.0)  # -0.0 becomes 0.0
         negative = shares.view(np.int32) >> np.int32(31)  # -1 or 0
@@ -69,6 +72,14 @@ def binary_exponent(largest: float) -> int:
     (0, 1, 0)
     """
     return int(np.frexp(largest)[1])
+
+
+def scaled(values: FloatArray, exponent: int) -> Floats:
+    """Return values times ``2^exponent`` in float64, exactly where that is in its range."""
+    if abs(exponent) > MAX_FACTOR:
+        wide: Floats = np.ldexp(values, exponent, dtype=np.float64)
+        return wide
+    return np.multiply(values, 2.0**exponent, dtype=np.float64)  # several times faster
 
 
 def index_dtype(n_centroids: int) -> type[np.uint8] | type[np.uint16]:

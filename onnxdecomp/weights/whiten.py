@@ -1,7 +1,7 @@
 """Factorizations in the metric of the data: whiten the weight, factorize it, unwhiten the first step.
 
 What a layer gets wrong on data is ``tr((W - W') C (W - W')^T)``, C being the moment of its input. With a
-root ``C = S S``, a factorization of ``W S`` that is best in the Frobenius norm is best on the data, and the
+root ``C = S S^T``, a factorization of ``W S`` that is best in the Frobenius norm is best on the data, and the
 first step of the chain takes ``S^-1`` back.
 
 A first step that sees only part of the kernel can undo only a root over what it sees, so C is averaged over
@@ -26,11 +26,11 @@ MIN_SHRINKAGE = 1e-4
 
 @dataclass(frozen=True)
 class Root:
-    """A square root of the moment of what the first step of a chain sees, and its inverse.
+    """A root ``C = S S^T`` of the moment of what the first step of a chain sees, and its inverse.
 
     Args:
         axes: Spatial axes that the first step sees.
-        root: ``(G, I/G ka, I/G ka)``.
+        root: ``(G, I/G ka, I/G ka)``, the lower triangle of Cholesky.
         inverse: The same shape.
     """
 
@@ -60,13 +60,8 @@ def root_of(layer: Layer, moment: Moment, axes: tuple[int, ...], shrinkage: floa
     scale = np.where(scale > 0, scale, 1.0)
     alpha = max(shrinkage, MIN_SHRINKAGE)
     mixed = (1 - alpha) * seen / scale[:, None, None] + alpha * np.eye(n)
-    values, vectors = np.linalg.eigh(mixed)  # (G, n), (G, n, n)
-    roots = np.sqrt(np.maximum(values, alpha))
-    return Root(
-        axes,
-        (vectors * roots[:, None, :]) @ vectors.swapaxes(1, 2),
-        (vectors / roots[:, None, :]) @ vectors.swapaxes(1, 2),
-    )
+    root: Moment = np.linalg.cholesky(np.asarray(mixed, np.float64))  # (G, n, n)
+    return Root(axes, root, np.linalg.inv(root))
 
 
 def _seen(layer: Layer, moment: Moment, axes: tuple[int, ...]) -> Moment:

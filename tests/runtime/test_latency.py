@@ -62,6 +62,12 @@ def test_when_the_time_is_up_all_have_the_same_few_rounds(clock):
     assert [timings[name].n_runs for name in "AB"] == [latency.MIN_ROUNDS] * 2
 
 
+@pytest.mark.parametrize(("second", "n_runs"), [(1.0, latency.MIN_ROUNDS), (1.2, 40)])
+def test_what_is_steady_is_not_timed_longer(clock, second, n_runs):
+    runs = {"A": clock.taking(*[1.0, second] * 50), "B": clock.taking(*[1.0] * 100)}
+    assert time_interleaved(runs, n_runs=40, warmup=1, steady=0.02)["B"].n_runs == n_runs
+
+
 def test_the_spread_is_half_the_interquartile_range():
     assert Timing.of([8, 1, 2, 3, 4]).spread_ms == pytest.approx((4 - 2) / 2)
 
