@@ -134,6 +134,10 @@ def convert(
     cluster_centroids: Annotated[
         str | None, typer.Option(help="float16 | bfloat16 | int16  [default: float16]")
     ] = None,
+    cluster_scale: Annotated[
+        str | None,
+        typer.Option(help="none | channel: each output channel times a scale of its own  [default: none]"),
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="Raise the model to this operator set first.")
     ] = None,
@@ -200,6 +204,7 @@ def convert(
         "cluster": cluster,
         "cluster_group": cluster_group,
         "cluster_centroids": cluster_centroids,
+        "cluster_scale": cluster_scale,
         "opset": opset,
         "without": tuple(without) if without else None,
         "shapes": parse_shapes(shape) if shape else None,
@@ -318,6 +323,12 @@ def finetune(
             help="Initializers that train  [default: decomposed, those the teacher does not hold]",
         ),
     ] = None,
+    block_wise: Annotated[
+        bool,
+        typer.Option(
+            "--block-wise", help="Train from one matched tensor to the next: for models too large at once."
+        ),
+    ] = False,
     optimizer: Annotated[str | None, typer.Option(help="adamw | sgd  [default: adamw]")] = None,
     learning_rate: Annotated[
         str | None,
@@ -350,6 +361,7 @@ def finetune(
         "temperature": temperature,
         "match": tuple(match) if match else None,
         "train": train,
+        "block_wise": block_wise or None,
         "optimizer": optimizer,
         "learning_rate": parse_rate(learning_rate) if learning_rate else None,
         "batch": batch,

@@ -134,7 +134,8 @@ def finetune(
             trained = course.train(track or untracked)
             staged = writer.stage_numbers(trained.values)
             before, after = course.loss_of(_runnable(model)), course.loss_of(staged)
-        _check_loss(after, trained.held_out[1], half=has_half_floats(model))
+        if trained.held_out is not None:
+            _check_loss(after, trained.held_out[1], half=has_half_floats(model))
         notes = [f"Training stopped early: {trained.stopped}."] if trained.stopped else []
         best_step = trained.best_step
         if best_step and not after <= before:  # rounding to 16 bits may cost what was gained

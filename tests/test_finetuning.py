@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def finetune(output="out.onnx", *, student="student.onnx", **options):
-    given = {"teacher": "teacher.onnx", "calibration": "x.npz", "steps": 40, **options}
+    given = {"teacher": "teacher.onnx", "calibration": "x.npz", "steps": 40, "learning_rate": 0.02, **options}
     return onnxdecomp.finetune(student, output, **given)
 
 
@@ -140,6 +140,13 @@ def test_evaluation_tells_of_teacher_student_and_result() -> None:
     assert quality.after.after > quality.before.after
 
 
+def test_blocks_are_trained_alone_and_written_together() -> None:
+    found = finetune(block_wise=True, train="all", match=("r",))
+    assert set(found.names) == {"w0", "w1", "b", "v"}
+    assert found.held_out.after < 0.9 * found.held_out.before
+    assert blank("out.onnx", found.names) == blank("student.onnx", found.names)
+
+
 def test_labels_need_no_teacher() -> None:
     found = finetune(teacher=None, calibration="labelled.npz", evaluation="labelled.npz")
     assert found.loss == "cross-entropy"
@@ -175,7 +182,8 @@ def test_models_in_memory_come_back_in_memory() -> None:
         ({"teacher": None}, "no array 'labels'"),
         ({"teacher": None, "train": "decomposed"}, "give it with --teacher"),
         ({"teacher": None, "train": "all", "loss": ("kl",)}, "no array|give it with --teacher"),
-        ({"teacher": None, "match": ("h",)}, "give it with --teacher"),
+        ({"teacher": None, "match": ("h",), "calibration": "labelled.npz"}, "--match compares"),
+        ({"teacher": None, "block_wise": True, "calibration": "labelled.npz"}, "--block-wise compares"),
         ({"loss": ("cross-entropy",)}, "no array 'labels'"),
         ({"checkpoint": "nowhere/c.pt"}, "in a folder that exists"),
     ],

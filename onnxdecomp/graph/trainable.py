@@ -144,12 +144,13 @@ def _reached(graph: onnx.GraphProto) -> Iterator[str]:
     yield from needed
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            read = list(_reads(node))
+            read = list(reads(node))
             needed.update(read)
             yield from read
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, and all names that are used in its bodies."""
     yield from node.input
     for attribute in node.attribute:
         for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:

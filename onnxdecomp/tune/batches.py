@@ -3,7 +3,7 @@
 Some are set aside: no step sees them, and training stops when it no longer helps them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,11 +43,13 @@ class Batch:
         feeds: Arrays by input name.
         labels: Those of its samples; None where nobody asked for them.
         rows: Which of the stored samples they are, ``(n,)``; None for what a function yielded.
+        theirs: What the teacher makes of them, where that is known already.
     """
 
     feeds: dict[str, Array]
     labels: Array | None = None
     rows: NDArray[np.int64] | None = None
+    theirs: Mapping[str, Array] | None = None
 
     @property
     def n_samples(self) -> int:
@@ -61,7 +63,7 @@ class Source(Protocol):
     """Batches to train on, and those set aside."""
 
     @property
-    def held_out(self) -> tuple[Batch, ...]:
+    def held_out(self) -> Iterable[Batch]:
         """What no step sees."""
         ...
 

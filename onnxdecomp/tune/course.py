@@ -1,22 +1,25 @@
 """From two models to trained numbers: network, parity, loss, loop."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
+import onnx
 import torch
 from torch import Tensor
 
 from onnxdecomp.errors import UsageError, unknown_name
+from onnxdecomp.graph.blocks import blocks
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.trainable import computed, replaced_outputs
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.tune.batches import Batch, open_source
 from onnxdecomp.tune.checkpoint import Checkpoint
 from onnxdecomp.tune.elements import to_torch
+from onnxdecomp.tune.fed import Fed
 from onnxdecomp.tune.network import Network
 from onnxdecomp.tune.objective import Matches, build_objective, needs_labels
 from onnxdecomp.tune.parity import check_forward
-from onnxdecomp.tune.settings import AUTO, Settings
+from onnxdecomp.tune.settings import AUTO, Settings, Weighted
 from onnxdecomp.tune.teacher import Teacher
 from onnxdecomp.tune.train import Track, Trained, Training
 
@@ -45,42 +48,46 @@ class Course:
     def __init__(
         self, model: Model, original: Model | None, names: tuple[str, ...], settings: Settings
     ) -> None:
+        self._model, self._original, self._settings = model, original, settings
         matches = _matches(model, original, settings)
         matched = [name for together, _ in matches for name in together]
-        checkpoint = None
-        if settings.checkpoint is not None:
-            checkpoint = Checkpoint(settings.checkpoint, model, original, settings)
-        network = Network(model)
         labels = needs_labels(settings, has_teacher=original is not None)
         self._source = open_source(settings, model.proto, labels=labels)
-        check_forward(network, model, self._source.held_out[0].feeds)
-        self._threads, self._teacher = settings.threads, original is not None
+        outputs = [value.name for value in model.proto.graph.output]
         self._reference = Teacher(
             runnable(original or model),
-            [*network.outputs, *matched],
+            [*outputs, *matched],
             stored=self._source.stored if original is not None else None,
             threads=settings.threads,
         )
         self._objective = build_objective(
             settings,
             map(self._reference.arrays, self._source.held_out),
-            network.outputs,
-            matches,
+            outputs,
+            () if settings.block_wise else matches,
             has_teacher=original is not None,
         )
         self.title = self._objective.title
-        self._check_shapes(network)
-        self._training = Training(
-            network, names, self._objective, self._source, self._targets, settings, checkpoint
-        )
+        self._check_shapes()
+        self._cuts = matched
+        self._trainings = self._by_block(names) if settings.block_wise else self._whole(names)
 
     def train(self, track: Track) -> Trained:
         """Train.
 
         Raises:
-            ModelError: No gradient reaches what should train.
+            ModelError: No gradient reaches what should train; or as for the course, of a block.
         """
-        return self._training.run(track)
+        parts = [training.run(track) for training in self._trainings]
+        if not self._settings.block_wise:
+            return parts[0]
+        return Trained(
+            {name: value for part in parts for name, value in part.values.items()},
+            sum(part.n_steps for part in parts),
+            sum(part.best_step for part in parts),
+            None,
+            "; ".join(dict.fromkeys(part.stopped for part in parts if part.stopped)),
+        )
 
     def loss_of(self, model: RuntimeModel) -> float:
         """Return the loss on the samples set aside of a model that onnxruntime runs.
@@ -88,7 +95,7 @@ class Course:
         Raises:
             ModelError: onnxruntime cannot run it.
         """
-        student = Teacher(model, self._objective.names, threads=self._threads)
+        student = Teacher(model, self._objective.names, threads=self._settings.threads)
         total, n_samples = 0.0, 0
         with torch.no_grad():
             for batch in self._source.held_out:
@@ -98,23 +105,63 @@ class Course:
                 n_samples += batch.n_samples
         return total / n_samples
 
-    def _targets(self, batch: Batch) -> Mapping[str, Tensor]:
-        return self._reference(batch) if self._teacher else {}
+    def _whole(self, names: tuple[str, ...]) -> Iterable[Training]:
+        """Return the training of the whole model, whose outputs are compared with onnxruntime's first."""
+        checkpoint = self._checkpoint(self._settings.checkpoint)
+        network = Network(self._model)
+        check_forward(network, self._model, next(iter(self._source.held_out)).feeds)
+        objective, source, settings = self._objective, self._source, self._settings
+        return [Training(network, names, objective, source, self._targets, settings, checkpoint)]
 
-    def _check_shapes(self, network: Network) -> None:
+    def _by_block(self, names: tuple[str, ...]) -> Iterator[Training]:
+        """Yield the training of each block; it is made when the one before is done with."""
+        first = self._reference.arrays(next(iter(self._source.held_out)))
+        kinds = {name: onnx.helper.np_dtype_to_tensor_dtype(first[name].dtype) for name in self._cuts}
+        left, n_blocks = list(names), len(kinds) + 1
+        assert self._original is not None
+        for number, block in enumerate(blocks(self._model, kinds)):
+            held = {tensor.name for tensor in block.model.proto.graph.initializer}
+            own = [name for name in left if name in held]
+            if not own:
+                continue
+            left = [name for name in left if name not in held]
+            wanted = dict.fromkeys([*block.outputs, *(name for name in block.reads if name in kinds)])
+            teacher = Teacher(runnable(self._original), list(wanted), threads=self._settings.threads)
+            source = Fed(self._source, teacher, block.reads)
+            network = Network(block.model)
+            check_forward(network, block.model, next(iter(source.held_out)).feeds)
+            path = self._settings.checkpoint
+            yield Training(
+                network,
+                own,
+                self._objective if block.outputs[0] not in kinds else source.mean_square(block.outputs),
+                source,
+                source.targets,
+                self._settings,
+                self._checkpoint(f"{path}.{number}" if path else None),
+                f"block {number + 1} of {n_blocks}",
+            )
+
+    def _checkpoint(self, path: str | None) -> Checkpoint | None:
+        return Checkpoint(path, self._model, self._original, self._settings) if path else None
+
+    def _targets(self, batch: Batch) -> Mapping[str, Tensor]:
+        return self._reference(batch) if self._original is not None else {}
+
+    def _check_shapes(self) -> None:
         """Refuse a teacher whose tensors have other shapes than those of the student.
 
         Raises:
             UsageError: One has.
         """
-        batch = self._source.held_out[0]
-        with torch.no_grad():
-            ours = network({name: to_torch(a) for name, a in batch.feeds.items()}, self._objective.names)
-        for name, theirs in self._targets(batch).items():
-            if name in ours and ours[name].shape != theirs.shape:
+        batch = next(iter(self._source.held_out))
+        theirs = self._reference.arrays(batch)
+        ours = Teacher(runnable(self._model), list(theirs), threads=self._settings.threads).arrays(batch)
+        for name, array in theirs.items():
+            if ours[name].shape != array.shape:
                 raise UsageError(
-                    f"tensor '{name}' has shape {tuple(theirs.shape)} in the teacher and "
-                    f"{tuple(ours[name].shape)} in the student: nothing can be compared"
+                    f"tensor '{name}' has shape {array.shape} in the teacher and {ours[name].shape} in the "
+                    "student: nothing can be compared"
                 )
 
 
@@ -129,12 +176,14 @@ def _matches(model: Model, original: Model | None, settings: Settings) -> Matche
     Raises:
         UsageError: There is no teacher, or it or the student has no such tensor.
     """
-    if not settings.matches:
+    terms = settings.matches or ((Weighted(AUTO, 1.0),) if settings.block_wise else ())
+    if not terms:
         return ()
     if original is None:
-        raise UsageError("--match compares with the original: give it with --teacher")
+        option = "--match" if settings.matches else "--block-wise"
+        raise UsageError(f"{option} compares with the original: give it with --teacher")
     found = []
-    for term in settings.matches:
+    for term in terms:
         names: tuple[str, ...] = (term.name,)
         if term.name == AUTO:
             names = replaced_outputs(model, original)

@@ -44,7 +44,7 @@ def build_objective(
         UsageError: A loss does not suit the outputs, or needs a teacher and there is none.
         ModelError: Values of the teacher are not finite.
     """
-    first, powers = _first_and_powers(references)
+    first, powers = first_and_powers(references)
     first = {name: first[name] for name in outputs}
     losses = [_named(term, default_loss(first, has_teacher=has_teacher)) for term in settings.losses]
     terms: list[tuple[float, Term]] = []
@@ -58,7 +58,7 @@ def build_objective(
     for matched, weight in matches:
         if not has_teacher:
             raise UsageError("--match compares with the original: give it with --teacher")
-        terms.append((weight, MeanSquare({name: _power(name, powers) for name in matched})))
+        terms.append((weight, MeanSquare({name: power_of(name, powers) for name in matched})))
         names += matched
     title = " + ".join(
         [*(_written(loss.weight, loss.name) for loss in losses)]
@@ -88,17 +88,21 @@ def _term(
             raise UsageError(
                 "loss mse compares numbers, and the model puts out no floating point: use others"
             )
-        return MeanSquare({name: _power(name, powers) for name in floats}), floats
+        return MeanSquare({name: power_of(name, powers) for name in floats}), floats
     scores = scores_of(first, loss)
     if loss == "kl":
         return KullbackLeibler(scores, settings.temperature), [scores.name]
     return CrossEntropy(scores), [scores.name]
 
 
-def _first_and_powers(
+def first_and_powers(
     references: Iterable[Mapping[str, Array]],
 ) -> tuple[Mapping[str, Array], dict[str, float]]:
-    """Return the tensors of the first batch, and the mean square of each over all batches."""
+    """Return the tensors of the first batch, and the mean square of each over all batches.
+
+    Raises:
+        UsageError: There is no batch.
+    """
     first: Mapping[str, Array] | None = None
     squares: dict[str, float] = {}
     counts: dict[str, int] = {}
@@ -115,7 +119,13 @@ def _first_and_powers(
     return first, {name: squares[name] / max(counts[name], 1) or 1.0 for name in squares}
 
 
-def _power(name: str, powers: Mapping[str, float]) -> float:
+def power_of(name: str, powers: Mapping[str, float]) -> float:
+    """Return the mean square of a tensor of the teacher.
+
+    Raises:
+        UsageError: It is not of floating point.
+        ModelError: It is not finite.
+    """
     if name not in powers:
         raise UsageError(f"tensor '{name}' is not of floating point: match others")
     if not np.isfinite(powers[name]):

@@ -39,6 +39,9 @@ class Settings:
             ``auto`` stands for what replaced layers put out, with equal shares of its weight.
         train: ``decomposed`` (what the teacher does not hold), ``all``, or a pattern of names; None is
             ``decomposed`` with a teacher and ``all`` without.
+        block_wise: Train block after block, each fed with what the teacher's blocks before it put out, for
+            models too large to train whole. Blocks end at the tensors of `match`, ``auto`` where there are
+            none; each has `steps` of its own.
         optimizer: ``adamw`` or ``sgd``.
         learning_rate: Relative to the size of each tensor: see `tune.train.Rates`. None chooses.
         batch: Samples in a step, where the model allows it.
@@ -60,6 +63,7 @@ class Settings:
     temperature: float = 2.0
     match: tuple[str, ...] = ()
     train: str | None = None
+    block_wise: bool = False
     optimizer: str = "adamw"
     learning_rate: float | None = None
     batch: int = 32

@@ -57,14 +57,15 @@ class Trained:
         values: The best weights by name; those the model had, where nothing was better.
         n_steps: Steps made.
         best_step: After how many of them the weights were best; 0 for those the model had.
-        held_out: Loss on the samples set aside, with the first and with the best weights.
+        held_out: Loss on the samples set aside, with the first and with the best weights; None where blocks
+            were trained one by one, each on a loss of its own.
         stopped: Why training ended before its last step; empty when it did not.
     """
 
     values: dict[str, Array]
     n_steps: int
     best_step: int
-    held_out: tuple[float, float]
+    held_out: tuple[float, float] | None
     stopped: str = ""
 
 
@@ -93,6 +94,7 @@ class Training:
         targets: What the teacher puts out on a batch; gives nothing where there is none.
         settings: `steps`, `optimizer`, `learning_rate`, `clip` and `seed` count.
         checkpoint: Where to go on from and to write to.
+        title: What is being trained, to show.
 
     Raises:
         UsageError: The checkpoint does not fit.
@@ -107,9 +109,11 @@ class Training:
         targets: Targets,
         settings: Settings,
         checkpoint: Checkpoint | None = None,
+        title: str = "training",
     ) -> None:
         self._network, self._objective, self._source = network, objective, source
         self._targets, self._settings, self._checkpoint = targets, settings, checkpoint
+        self._title = title
         network.train_only(names)
         self._trained = {name: network.parameters[name] for name in names}
         self._sizes = [tensor_size(tensor) for tensor in self._trained.values()]
@@ -215,7 +219,7 @@ class Training:
     def _describe(self) -> str:
         state = self._state
         best = f", set aside {state.best / state.first:.3g} of the start" if state.first > 0 else ""
-        return f"training, loss {state.loss:.4g}{best}" if isfinite(state.loss) else "training"
+        return f"{self._title}, loss {state.loss:.4g}{best}" if isfinite(state.loss) else self._title
 
     def _save(self) -> None:
         if self._checkpoint is not None:

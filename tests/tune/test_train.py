@@ -3,6 +3,7 @@
 from itertools import islice
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -21,7 +22,8 @@ from tests.tune.cut import student, teacher, write
 SAME_LOSS = 1e-5
 """Relative; the same weights, once as they were kept and once put back."""
 
-STEPS = 60
+STEPS, RATE = 60, 0.02
+"""A small network on few samples takes longer steps than the default."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def interrupted(after: int):
 
 def course(names: tuple[str, ...] = (), **options) -> Course:
     model, original = load("student.onnx"), load("teacher.onnx")
-    settings = Settings(calibration="x.npz", **{"steps": STEPS, **options})
+    settings = Settings(calibration="x.npz", **{"steps": STEPS, "learning_rate": RATE, **options})
     return Course(model, original, names or decomposed_of(model, original), settings)
 
 
@@ -74,8 +76,41 @@ def test_distillation_lowers_the_loss_on_samples_set_aside(options: dict) -> Non
     assert found.held_out[1] < 0.9 * found.held_out[0]
 
 
+def test_blocks_train_one_after_the_other_and_those_without_anything_to_train_not_at_all() -> None:
+    titles = []
+
+    def track(items, what):
+        titles.append(what())
+        return items
+
+    found = course(block_wise=True).train(track)
+    assert titles == ["block 1 of 2"]
+    assert found.values.keys() == {"w0", "w1"}
+    assert not np.array_equal(found.values["w1"], onnx.numpy_helper.to_array(student().graph.initializer[1]))
+
+
+def test_the_last_block_trains_on_the_loss_of_the_outputs() -> None:
+    made = course(("w0", "w1", "v"), block_wise=True, match=("r",))
+    before = made.loss_of(student())
+    found = made.train(untracked)
+    trained = student()
+    for tensor in trained.graph.initializer:
+        if tensor.name in found.values:
+            tensor.raw_data = found.values[tensor.name].tobytes()
+    assert found.values.keys() == {"w0", "w1", "v"}
+    assert made.loss_of(trained) < 0.9 * before
+
+
+def test_blocks_go_on_from_their_checkpoints() -> None:
+    options = {"block_wise": True, "match": ("r",), "checkpoint": "c.pt"}
+    whole = course(("w0", "v"), **{**options, "checkpoint": "whole.pt"}).train(untracked)
+    with pytest.raises(KeyboardInterrupt):
+        course(("w0", "v"), **options).train(interrupted(10))
+    assert_same(course(("w0", "v"), **options).train(untracked).values, whole.values)
+
+
 def test_labels_alone_train_as_well() -> None:
-    settings = Settings(calibration="labelled.npz", steps=STEPS)
+    settings = Settings(calibration="labelled.npz", steps=STEPS, learning_rate=RATE)
     found = Course(load("student.onnx"), None, ("w0", "w1", "b", "v"), settings).train(untracked)
     assert found.held_out[1] < 0.95 * found.held_out[0]
 
@@ -102,11 +137,12 @@ def test_the_best_of_all_looks_is_kept(monkeypatch) -> None:
     made = course(learning_rate=0.3)
     found = made.train(untracked)
     assert found.held_out == (looks[0], min(looks))
-    network = made._training._network
+    (training,) = made._trainings
+    network = training._network
     with torch.no_grad():
         for name, value in found.values.items():
             network.parameters[name].copy_(torch.from_numpy(value))
-    assert plain(made._training) == pytest.approx(min(looks), rel=SAME_LOSS)
+    assert plain(training) == pytest.approx(min(looks), rel=SAME_LOSS)
 
 
 def test_training_stops_when_nothing_has_long_been_better() -> None:
@@ -147,7 +183,7 @@ def test_a_finished_training_is_not_repeated(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 0.5}, "learning_rate None and not 0.5"),
+        ({"learning_rate": 0.5}, "learning_rate 0.02 and not 0.5"),
         ({"steps": 61}, "steps 60 and not 61"),
         ({"loss": ("mse",)}, "made with loss"),
     ],
