@@ -3,7 +3,7 @@
 The graph stays as it is, byte for byte; only the data of initializers changes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import isfinite
@@ -35,7 +35,7 @@ NO_TORCH = (
     "of CPU builds where no GPU is wanted."
 )
 
-SAME_LOSS = 0.02
+SAME_LOSS = 0.05
 """How far the loss of the written model in onnxruntime may be from that in torch, as a share of it."""
 
 SAME_LOSS_HALF = 0.5
@@ -51,13 +51,14 @@ class Quality:
 
     Args:
         metric: Its name.
-        reference: Of the teacher; of the student before where there is none.
-        before: What the student lost against the reference, with its paired standard error.
-        after: What the result lost against it.
+        teacher: Of the teacher; None where there is none.
+        before: What the student lost against the teacher, with its paired standard error; without a teacher
+            nothing.
+        after: What the result lost against the teacher, or against the student.
     """
 
     metric: str
-    reference: float
+    teacher: float | None
     before: Drop
     after: Drop
 
@@ -124,11 +125,16 @@ def finetune(
     check_floating(model)
     if original is not None:
         _check_interface(model, original)
+    if output is None and model.data_files:
+        raise UsageError(
+            "the model has its weights in a data file: name an output to write beside such a file."
+        )
     names = _chosen(model, original, settings.train)
     with NumbersWriter(model, output) as writer:
         from onnxdecomp.tune.course import Course  # torch takes a second to import
         from onnxdecomp.tune.train import computing
 
+        judged = _judged(model, original, settings)  # what is wrong with it is said before hours of training
         with computing(settings.threads):
             course = Course(model, original, names, settings)
             trained = course.train(track or untracked)
@@ -144,7 +150,7 @@ def finetune(
             notes.append(
                 "Nothing served the samples set aside better than the student: it is written as it is."
             )
-        quality = _quality(model, original, staged, settings)
+        quality = judged(staged) if judged else None
         writer.publish()
     n_values = sum(value.size for value in trained.values.values())
     held_out = BeforeAfter(before, after)
@@ -237,10 +243,14 @@ def _check_loss(found: float, expected: float, *, half: bool) -> None:
         )
 
 
-def _quality(
-    model: Model, original: Model | None, result: RuntimeModel, settings: Settings
-) -> Quality | None:
-    """Return what a metric says of teacher, student and result; None without evaluation samples."""
+def _judged(
+    model: Model, original: Model | None, settings: Settings
+) -> Callable[[RuntimeModel], Quality] | None:
+    """Return what tells the quality of a result; None without evaluation samples.
+
+    Raises:
+        UsageError: The samples or the metric do not fit.
+    """
     if settings.evaluation is None:
         return None
     samples = load_evaluation(settings.evaluation, model.proto)
@@ -248,15 +258,20 @@ def _quality(
     def outputs(which: RuntimeModel) -> dict[str, Any]:
         return outputs_over(which, samples, threads=settings.threads)
 
-    before, after = outputs(_runnable(model)), outputs(result)
+    before = outputs(_runnable(model))
     reference = outputs(_runnable(original)) if original is not None else before
     labels = samples.get(LABELS)
     if labels is not None:
         labels = labels[: len(next(iter(reference.values())))]  # the last may not have filled a fixed batch
     measure = metric(settings.metric or default_metric(reference, labels))
     judge = Judge(measure, reference, labels)
-    drops = judge.drop(before), judge.drop(after)
-    return Quality(measure.name, drops[0].before, *drops)
+    lost = judge.drop(before)
+
+    def quality(result: RuntimeModel) -> Quality:
+        teacher = lost.before if original is not None else None
+        return Quality(measure.name, teacher, lost, judge.drop(outputs(result)))
+
+    return quality
 
 
 def finetuning_table(found: Finetuning) -> RenderableType:
@@ -269,8 +284,11 @@ def finetuning_table(found: Finetuning) -> RenderableType:
     table.add_row("best of the steps", "", f"{found.best_step} of {found.n_steps}", "")
     if found.quality is not None:
         quality = found.quality
+        teacher = quality.teacher
         table.add_row(
-            f"{quality.metric}, {_score(quality.metric, quality.reference)} before decomposing",
+            quality.metric
+            if teacher is None
+            else f"{quality.metric}, teacher {_score(quality.metric, teacher)}",
             _score(quality.metric, quality.before.after),
             _score(quality.metric, quality.after.after),
             _gain(quality.metric, quality.before, quality.after),

@@ -136,7 +136,7 @@ def test_evaluation_tells_of_teacher_student_and_result() -> None:
     found = finetune(evaluation="labelled.npz", train="all", steps=80)
     quality = found.quality
     assert quality.metric == "top1"
-    assert quality.reference == 1.0
+    assert quality.teacher == 1.0
     assert quality.after.after > quality.before.after
 
 
@@ -151,6 +151,7 @@ def test_labels_need_no_teacher() -> None:
     found = finetune(teacher=None, calibration="labelled.npz", evaluation="labelled.npz")
     assert found.loss == "cross-entropy"
     assert found.names == ("w0", "w1", "b", "v")
+    assert found.quality.teacher is None
     assert found.quality.before.value == 0.0
 
 
@@ -185,6 +186,8 @@ def test_models_in_memory_come_back_in_memory() -> None:
         ({"teacher": None, "match": ("h",), "calibration": "labelled.npz"}, "--match compares"),
         ({"teacher": None, "block_wise": True, "calibration": "labelled.npz"}, "--block-wise compares"),
         ({"loss": ("cross-entropy",)}, "no array 'labels'"),
+        ({"evaluation": "nowhere.npz"}, "neither a file"),
+        ({"evaluation": "labelled.npz", "metric": "top"}, "did you mean 'top1'"),
         ({"checkpoint": "nowhere/c.pt"}, "in a folder that exists"),
     ],
 )
@@ -199,6 +202,12 @@ def test_labels_out_of_range_are_refused() -> None:
     np.savez("bad.npz", x=samples()["x"], labels=np.arange(96))
     with pytest.raises(UsageError, match="the model has 5 classes"):
         finetune(teacher=None, calibration="bad.npz")
+
+
+def test_a_model_with_a_data_file_needs_an_output() -> None:
+    onnx.save(student(), "ext.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(UsageError, match="name an output"):
+        finetune(None, student="ext.onnx")
 
 
 @pytest.mark.parametrize("output", ["student.onnx", "teacher.onnx"])
