@@ -8,11 +8,11 @@ from torch import Tensor
 
 from onnxdecomp.errors import ModelError
 
-Value = Tensor | list[Any] | None
-"""What flows between nodes: a tensor, a sequence of tensors, or nothing for an optional input left out."""
-
 Operator = Callable[..., Any]
-"""``(node, *inputs)`` to the tensor of its only output, or a tuple of all outputs."""
+"""``(node, *inputs)`` to the value of the only output, or a tuple of those of all outputs.
+
+A value is a tensor, a list of values for a sequence, or None for an optional input that is left out.
+"""
 
 OPERATORS: dict[str, Operator] = {}
 """The operators of the standard domain, by name."""

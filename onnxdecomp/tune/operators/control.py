@@ -16,11 +16,6 @@ def _apart(node: Node, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Mappin
     return inputs[:own], dict(zip(node.captured, inputs[own:], strict=True))
 
 
-def _stacked(columns: list[list[Tensor]], body: Any) -> list[Tensor]:
-    """Stack what each iteration has given."""
-    return [torch.stack(column) if column else torch.zeros(0) for column in columns]
-
-
 @operator("If")
 def if_(node: Node, *inputs: Any) -> tuple[Any, ...]:
     """Return the outputs of one of two graphs."""
@@ -45,7 +40,7 @@ def loop(node: Node, *inputs: Any) -> tuple[Any, ...]:
         alive, carried = bool(keep.item()), results[:n_carried]
         for column, value in zip(columns, results[n_carried:], strict=True):
             column.append(value)
-    return (*carried, *_stacked(columns, body))
+    return (*carried, *(torch.stack(column) if column else torch.zeros(0) for column in columns))
 
 
 @operator("Scan")

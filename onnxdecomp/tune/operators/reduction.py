@@ -1,5 +1,6 @@
 """Reductions along axes, running sums, and the largest elements."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,10 +17,6 @@ def _product(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return x
 
 
-def _same_type(function: Callable[[Tensor], Tensor]) -> Reduction:
-    return lambda x, axes: function(x).sum(axes, keepdim=True)
-
-
 def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     if x.is_floating_point():
         return x.mean(axes, keepdim=True)
@@ -33,9 +30,9 @@ _REDUCTIONS: dict[str, Reduction] = {
     "ReduceMax": lambda x, axes: _extreme(x, axes, largest=True),
     "ReduceMin": lambda x, axes: _extreme(x, axes, largest=False),
     "ReduceProd": _product,
-    "ReduceL1": _same_type(torch.abs),
+    "ReduceL1": lambda x, axes: x.abs().sum(axes, keepdim=True),
     "ReduceL2": lambda x, axes: _norm(x, axes),
-    "ReduceSumSquare": _same_type(torch.square),
+    "ReduceSumSquare": lambda x, axes: x.square().sum(axes, keepdim=True),
     "ReduceLogSum": lambda x, axes: x.sum(axes, keepdim=True).log(),
     "ReduceLogSumExp": lambda x, axes: x.logsumexp(axes, keepdim=True),
 }
@@ -48,16 +45,17 @@ def _norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _extreme(x: Tensor, axes: tuple[int, ...], *, largest: bool) -> Tensor:
+    """Return the largest or smallest elements; of none, the worst number there is."""
     if x.dtype == torch.bool:
         return (x.any if largest else x.all)(axes, keepdim=True)
-    if any(x.shape[axis] == 0 for axis in axes):
-        limits = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
-        worst = limits.min if largest else limits.max
-        if x.is_floating_point():
-            worst = float("-inf") if largest else float("inf")
-        shape = [1 if axis in {a % x.ndim for a in axes} else n for axis, n in enumerate(x.shape)]
-        return x.new_full(shape, worst)
-    return (x.amax if largest else x.amin)(axes, keepdim=True)
+    if x.numel():
+        return (x.amax if largest else x.amin)(axes, keepdim=True)
+    if x.is_floating_point():
+        worst = -math.inf if largest else math.inf
+    else:
+        worst = torch.iinfo(x.dtype).min if largest else torch.iinfo(x.dtype).max
+    reduced = {axis % x.ndim for axis in axes}
+    return x.new_full([1 if axis in reduced else n for axis, n in enumerate(x.shape)], worst)
 
 
 def _bind(reduction: Reduction) -> Callable[[Node, Tensor, Tensor | None], Tensor]:
