@@ -23,7 +23,7 @@ FLAGS = ("allow_slower", "force", "int8")
 
 TEXTS = (
     *("rank", "method", "metric", "verify", "calibration", "evaluation", "cache"),
-    *("cluster", "cluster_centroids"),
+    *("cluster", "cluster_centroids", "cluster_scale"),
 )
 """Entries that are words."""
 
@@ -38,8 +38,15 @@ STEPS = ("whitening", "refit", "joint", "bias", "relu", "asymmetric", "affine")
 
 MAX_CLUSTER_BITS = 16
 
+CODEBOOK_FIELDS = ("cluster", "cluster_group", "cluster_centroids", "cluster_scale")
+"""What every level can say of codebooks."""
+
 Verify = Literal["model", "layers", "none"]
 Centroids = Literal["float16", "bfloat16", "int16"]
+Scale = Literal["none", "channel"]
+
+DENSE = (None, "none")
+"""What `cluster` is where weights stay dense."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,34 @@ class LayerRule:
 
     rank: str | None = None
     method: str | None = None
+    cluster: str | int | None = None
+    cluster_group: int | None = None
+    cluster_centroids: Centroids | None = None
+    cluster_scale: Scale | None = None
+
+    @property
+    def says_how_to_cluster(self) -> bool:
+        """Whether it sets anything of codebooks."""
+        return any(getattr(self, name) is not None for name in CODEBOOK_FIELDS)
+
+
+@dataclass(frozen=True)
+class CodebookRule:
+    """How one weight becomes a codebook; as the fields of `Config`.
+
+    Args:
+        bits: Of an index; None where they are chosen.
+        dense: Whether it stays dense.
+        group: Output channels that share a codebook; 0 for all.
+        centroids: How they are stored.
+        scaled: Whether each output channel has a scale of its own.
+    """
+
+    bits: int | None
+    dense: bool
+    group: int
+    centroids: Centroids
+    scaled: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +111,8 @@ class Config:
             decomposition; ``auto`` chooses the bits of each weight inside the budget. None clusters nothing.
         cluster_group: Output channels that share a codebook; 0 for all of a weight.
         cluster_centroids: How centroids are stored.
+        cluster_scale: ``channel`` gives each output channel a scale in float32, so that channels of all sizes
+            share a codebook.
         opset: Operator set to raise the model to first; None leaves it.
         without: Steps of fitting to data that are left out: names of `STEPS`.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
@@ -111,6 +148,7 @@ class Config:
     cluster: str | int | None = None
     cluster_group: int = 0
     cluster_centroids: Centroids = "float16"
+    cluster_scale: Scale = "none"
     opset: int | None = None
     without: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -164,25 +202,38 @@ class Config:
             raise UsageError(f"{option} needs samples to fit to: give --calibration X.npz.")
 
     @property
-    def cluster_bits(self) -> int | None:
-        """Bits of every index; None where they are chosen or nothing is clustered."""
-        return None if self.cluster in (None, "auto") else int(str(self.cluster))
+    def clusters(self) -> bool:
+        """Whether any weight is to become a codebook."""
+        return any(cluster not in DENSE for cluster in (self.cluster, *(r.cluster for r in self._all_rules)))
+
+    def codebook_rule(self, key: str, node_name: str, op_type: str) -> CodebookRule:
+        """Return how the weight of a layer is clustered, by the same levels as `rule_for`."""
+        rules = self._rules(key, node_name, op_type)
+
+        def said(name: str) -> Any:
+            own = (getattr(rule, name) for rule in rules)
+            return next((value for value in own if value is not None), getattr(self, name))
+
+        cluster, group, centroids, scale = map(said, CODEBOOK_FIELDS)
+        bits = None if cluster in (*DENSE, "auto") else int(cluster)
+        return CodebookRule(bits, cluster in DENSE, group, centroids, scale == "channel")
 
     def _check_clustering(self) -> None:
-        text = str(self.cluster)
-        if self.cluster not in (None, "auto") and not (
-            text.isdecimal() and 1 <= int(text) <= MAX_CLUSTER_BITS
-        ):
-            raise UsageError(f"--cluster {text}: give 1 to {MAX_CLUSTER_BITS} bits, or auto.")
-        if self.cluster_centroids not in get_args(Centroids):
-            raise unknown_name("type of centroids", self.cluster_centroids, get_args(Centroids))
-        if self.cluster_group < 0:
-            raise UsageError(f"cluster_group is {self.cluster_group}: give 1 or more output channels.")
-        if self.cluster is None and (self.cluster_group or self.cluster_centroids != "float16"):
+        _check_codebook(self)
+        for rule in self._all_rules:
+            _check_codebook(rule)
+        if any(rule.cluster == "auto" for rule in self._all_rules):
             raise UsageError(
-                "--cluster-group and --cluster-centroids say how to cluster: give --cluster too."
+                "cluster = auto is for all layers, since bits are chosen together: give it as --cluster, and "
+                "to single layers bits or none."
             )
-        if self.cluster is not None and self.int8:
+        how = (self.cluster_group, self.cluster_centroids, self.cluster_scale)
+        if not self.clusters and how != (0, "float16", "none"):
+            raise UsageError(
+                "--cluster-group, --cluster-centroids and --cluster-scale say how to cluster: give --cluster "
+                "too."
+            )
+        if self.clusters and self.int8:
             raise UsageError(
                 "--cluster and --int8 exclude each other, since INT8 stores every weight in 8 bits of its "
                 "own: give one of them."
@@ -197,17 +248,39 @@ class Config:
 
     def rule_for(self, key: str, node_name: str, op_type: str) -> tuple[str, str]:
         """Return rank policy and method for a layer: its own rule, else its type's, else the general one."""
-        rules = [rule for pattern, rule in self.layers.items() if matches(pattern, key, node_name)][:1]
-        if op_type in self.op_types:
-            rules.append(self.op_types[op_type])
+        rules = self._rules(key, node_name, op_type)
         rank = next((r.rank for r in rules if r.rank is not None), self.rank)
         method = next((r.method for r in rules if r.method is not None), self.method)
         return rank, method
+
+    def _rules(self, key: str, node_name: str, op_type: str) -> list[LayerRule]:
+        """Return what is said of a layer alone, the most special first."""
+        rules = [rule for pattern, rule in self.layers.items() if matches(pattern, key, node_name)][:1]
+        return [*rules, self.op_types[op_type]] if op_type in self.op_types else rules
+
+    @property
+    def _all_rules(self) -> list[LayerRule]:
+        return [*self.op_types.values(), *self.layers.values()]
 
     def selects(self, key: str, node_name: str) -> bool:
         """Tell whether `include` and `exclude` let a layer be decomposed."""
         included = not self.include or any(matches(p, key, node_name) for p in self.include)
         return included and not any(matches(p, key, node_name) for p in self.exclude)
+
+
+def _check_codebook(rule: Config | LayerRule) -> None:
+    """Refuse what makes no sense of codebooks at one level."""
+    text = str(rule.cluster)
+    if rule.cluster not in (*DENSE, "auto") and not (text.isdecimal() and 1 <= int(text) <= MAX_CLUSTER_BITS):
+        raise UsageError(f"--cluster {text}: give 1 to {MAX_CLUSTER_BITS} bits, auto or none.")
+    for what, given, known in (
+        ("type of centroids", rule.cluster_centroids, get_args(Centroids)),
+        ("scale of a codebook", rule.cluster_scale, get_args(Scale)),
+    ):
+        if given is not None and given not in known:
+            raise unknown_name(what, given, known)
+    if rule.cluster_group is not None and rule.cluster_group < 0:
+        raise UsageError(f"cluster_group is {rule.cluster_group}: give 1 or more output channels.")
 
 
 def matches(pattern: str, key: str, node_name: str) -> bool:
@@ -265,11 +338,12 @@ def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
 
 def _rule(path: Path, name: str, entries: object) -> LayerRule:
     if not isinstance(entries, dict):
-        raise UsageError(f"{path}: '{name}' must be a table with rank and method.")
+        raise UsageError(f"{path}: '{name}' must be a table, as of rank and method.")
+    known = [entry.name for entry in fields(LayerRule)]
     for key in entries:
-        if key not in ("rank", "method"):
-            raise unknown_name(f"entry of '{name}' in {path}", key, ("rank", "method"))
-    return LayerRule(**{key: str(value) for key, value in entries.items()})
+        if key not in known:
+            raise unknown_name(f"entry of '{name}' in {path}", key, known)
+    return LayerRule(**{key: _entry(path, key, value) for key, value in entries.items()})
 
 
 def _entry(path: Path, name: str, value: Any) -> Any:

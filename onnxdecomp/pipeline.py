@@ -105,7 +105,7 @@ def convert(
             with clock.stage("in place"):
                 rewrite, keeps = partial(rewritten, model, output, stack), partial(_keeps, trials, config)
                 staged = put_layers_back(model, staged, held, report, config, rewrite, keeps)
-        if config.cluster is not None:
+        if config.clusters:
             with clock.stage("cluster"):
                 staged = _clustered(model, staged, output, trials, stack, report, config, track)
         writer, converted = staged.writer, staged.model

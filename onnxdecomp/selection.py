@@ -263,7 +263,7 @@ def _check_patterns(found: Found, config: Config) -> None:
     for option, patterns in (
         ("--include", config.include),
         ("--exclude", config.exclude),
-        ("a layer rule", tuple(config.layers)),
+        ("a layer rule", [p for p, rule in config.layers.items() if not rule.says_how_to_cluster]),
     ):
         for pattern in patterns:
             if not any(matches(pattern, *name) for name in names):

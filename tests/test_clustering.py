@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxdecomp
+from onnxdecomp.config import LayerRule
 from onnxdecomp.errors import BudgetError, UsageError
 from onnxdecomp.report.as_json import report_json
 from onnxdecomp.runtime.measure import Alone
@@ -135,6 +136,95 @@ def test_groups_of_channels_have_codebooks_of_their_own(source, tmp_path):
     assert sum(w.weight_error for w in grouped.weights) < sum(w.weight_error for w in whole.weights)
 
 
+@pytest.mark.parametrize("options", [{}, {"cluster_group": 8}])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_channels_of_all_sizes_share_a_codebook_when_each_has_a_scale(samples, options, calibrated):
+    sizes = np.geomspace(0.01, 1, 32).astype(np.float32)
+    model = with_weight("w1", lambda w: w * sizes[:, None, None, None])
+    options = {"rank": "none", "cluster": 3, "include": ("conv1",), "cache": "none"} | options
+    options["calibration"] = str(samples) if calibrated else None
+    whole = onnxdecomp.convert(model, **options).clustered[0]
+    report = onnxdecomp.convert(model, cluster_scale="channel", **options)
+    (scaled,) = report.clustered
+    n_scale_bytes = 4 * 32
+    assert scaled.size_bytes.after == whole.size_bytes.after + n_scale_bytes
+    assert scaled.weight_error != whole.weight_error
+    # plain k-means spends its centroids on the large channels, which count most in the whole error
+    assert relative_errors(model, report.proto, "w1").max() < 0.35
+
+
+def relative_errors(original, converted, name):
+    """Return the error of each channel of a weight relative to its size."""
+    dense = onnxdecomp.expand(converted).proto
+    wanted, found = (
+        next(numpy_helper.to_array(t) for t in m.graph.initializer if t.name == name).reshape(32, -1)
+        for m in (original, dense)
+    )
+    return np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return onnxdecomp.load_recipe(path)
+
+
+def test_rules_of_a_recipe_say_how_single_weights_are_clustered(source, tmp_path):
+    text = """
+    rank = "none"
+    cluster = 4
+    [op_type.Gemm]
+    cluster = 6
+    cluster_scale = "channel"
+    [layer.conv1]
+    cluster = "none"
+    [layer.conv2]
+    cluster_group = 8
+    cluster_centroids = "bfloat16"
+    """
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", config=recipe(tmp_path, text))
+    assert widths(report)["w1"] is None
+    assert "not to be clustered" in reasons(report)["w1"]
+    assert widths(report)["w2"] == 4
+    made = {weight.name: weight for weight in report.clustered}
+    gemms = [weight for weight in report.clustered if weight.op_type == "Gemm"]
+    assert made["w2"].n_codebooks > 1
+    assert {weight.bits for weight in gemms} == {6}
+    stored = {t.name: t.data_type for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
+    assert stored["w2/onnxdecomp/codebook"] == TensorProto.BFLOAT16
+    assert all(f"{weight.name}/onnxdecomp/scale" in stored for weight in gemms)
+
+
+def test_a_rule_alone_clusters_its_layer_and_no_other(source, tmp_path):
+    config = recipe(tmp_path, 'rank = "none"\n[layer.conv2]\ncluster = 5')
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", config=config)
+    assert widths(report) == {"w1": None, "w2": 5, "w3": None, "w4": None}
+
+
+@pytest.mark.parametrize("name", ["conv2", "c2"])
+def test_steps_of_a_chain_follow_the_rule_of_their_layer(source, tmp_path, name):
+    config = recipe(tmp_path, f'rank = "ratio:0.5"\ncluster = 4\n[layer.{name}]\ncluster = 7')
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", config=config)
+    assert widths(report)["w2/onnxdecomp/weight0"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cluster = 4\n[layer.conv9]\ncluster = 2", "the layer rule 'conv9' matches no weight"),
+        ("cluster = 4\n[layer.conv1]\ncluster = 'auto'", "cluster = auto is for all layers"),
+        ("cluster = 4\n[layer.conv1]\ncluster = 99", "--cluster 99: give 1 to 16 bits"),
+        ("cluster = 4\n[layer.conv1]\ncluster_scale = 'chanel'", "did you mean 'channel'"),
+        ("cluster = 4\n[layer.conv1]\ncluster_group = 'all'", "wrong type"),
+        ("[layer.conv1]\ncluster_group = -4", "cluster_group is -4"),
+        ("cluster_scale = 'channel'", "give --cluster too"),
+    ],
+)
+def test_a_rule_of_codebooks_that_makes_no_sense_is_refused(source, tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        onnxdecomp.convert(source, config=recipe(tmp_path, "rank = 'none'\n" + text))
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "int16"])
 def test_centroids_are_stored_as_asked(source, tmp_path, kind):
     onnxdecomp.convert(source, tmp_path / "out.onnx", rank="none", cluster=6, cluster_centroids=kind)
@@ -250,9 +340,9 @@ def test_centroids_beyond_float16_are_scaled_with_a_note():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cluster": 0}, "--cluster 0: give 1 to 16 bits, or auto"),
-        ({"cluster": 17}, "--cluster 17: give 1 to 16 bits, or auto"),
-        ({"cluster": "few"}, "--cluster few: give 1 to 16 bits, or auto"),
+        ({"cluster": 0}, "--cluster 0: give 1 to 16 bits, auto or none"),
+        ({"cluster": 17}, "--cluster 17: give 1 to 16 bits, auto or none"),
+        ({"cluster": "few"}, "--cluster few: give 1 to 16 bits, auto or none"),
         ({"cluster": "auto"}, "--cluster auto chooses bits.*give --calibration"),
         ({"cluster": 4, "cluster_centroids": "float15"}, "did you mean 'float16'"),
         ({"cluster": 4, "cluster_group": -1}, "cluster_group is -1"),
@@ -302,6 +392,15 @@ def test_auto_keeps_the_budget(source, tmp_path, samples):
     assert 1e-4 < report.accuracy.drop <= 1e-2
     assert {weight.status for weight in report.clustered} == {"clustered"}
     assert all(2 <= weight.bits <= 8 for weight in report.clustered)
+
+
+def test_auto_leaves_widths_that_rules_name(source, tmp_path, samples):
+    rules = {"conv1": LayerRule(cluster=3), "fc": LayerRule(cluster="none")}
+    report = automatic(
+        source, tmp_path, samples, max_drop=1e-2, layers=rules, include=("conv*", "fc"), force=True
+    )
+    assert widths(report)["w1"] == 3
+    assert widths(report)["w4"] is None
 
 
 def test_auto_reaches_a_share_of_the_bytes_of_the_weights(source, tmp_path, samples):

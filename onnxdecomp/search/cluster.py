@@ -70,8 +70,8 @@ def cluster_model(
     notes: list[str] = []
     pairs = _with_moments(model, weights, trials, config)
     with threadpool_limits(1, "blas"), TemporaryDirectory() as scratch:
-        if config.cluster_bits is not None:
-            outcomes += _written(model, writer, pairs, len(weights), config, track)
+        if config.cluster != "auto":
+            outcomes += _written(model, writer, pairs, len(weights), track)
         elif trials is not None:
             fixed_bytes = sum(int(outcome.size_bytes.before or 0) for outcome in outcomes)
             widths = Widths(model, list(pairs), config, Path(scratch))
@@ -105,12 +105,9 @@ def _written(
     writer: CodebookWriter,
     pairs: Iterator[tuple[Clusterable, Moments | None]],
     n_weights: int,
-    config: Config,
     track: Track,
 ) -> list[WeightOutcome]:
-    """Store each weight as a codebook of the same width; memory holds one."""
-    bits = config.cluster_bits
-    assert bits is not None
+    """Store each weight as a codebook of the width that was asked for; memory holds one."""
     outcomes = []
     steps = iter(track(range(n_weights), "clustering"))
     for weight, moments in pairs:
@@ -120,7 +117,8 @@ def _written(
             outcomes.append(weight.outcome(array))
             continue
         metric = metric_of(model, weight, moments)
-        codebook = codebook_of(array, weight, bits, metric, config)
+        assert weight.rule.bits is not None
+        codebook = codebook_of(array, weight, weight.rule.bits, metric)
         writer.store(weight.stored.name, stored_form(codebook), weight.stored.scope)
         outcomes.append(clustered_outcome(weight, array, codebook, metric))
     next(steps, None)

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxdecomp.config import Config
+from onnxdecomp.config import CodebookRule, Config, matches
+from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.external import tensor_bytes
 from onnxdecomp.graph.find import LayerGroup, find_layers
 from onnxdecomp.graph.io import Model
@@ -39,6 +40,8 @@ REFIT_OPERATIONS = 3e10
 LEAST_BITS = 2
 """Of the widths that are chosen from."""
 
+NOT_ASKED = "its rule, or the general one, says that it is not to be clustered"
+
 ROUNDING = 1e-6
 """A scale that is this close to 1 is 1."""
 
@@ -52,10 +55,12 @@ class Clusterable:
     Args:
         stored: The weight as it is stored.
         group: The layers that use it, where they are known; None for tables, recurrent layers and the like.
+        rule: What was asked for.
     """
 
     stored: StoredWeight
     group: LayerGroup | None
+    rule: CodebookRule
 
     @property
     def name(self) -> str:
@@ -100,15 +105,21 @@ def clusterable(
 
     Args:
         model: The model.
-        config: `include`, `exclude`, `cluster` and `cluster_group` count.
+        config: `include`, `exclude`, and what it says of codebooks count.
         refusal: Tells why a tensor of that name and scope cannot be written as a codebook.
+
+    Raises:
+        UsageError: A layer rule matches no weight.
     """
     groups = _groups(model)
     found, dense = [], []
-    for stored in find_weights(model):
-        weight = Clusterable(stored, groups.get((stored.scope, stored.name)))
-        reason = _not_selected(stored, config) or refusal(stored.name, stored.scope)
-        reason = reason or _too_small(weight, config)
+    named = _named(find_weights(model))
+    _check_patterns([name for _, name in named], config)
+    for stored, name in named:
+        rule = config.codebook_rule(*name, stored.op_type)
+        weight = Clusterable(stored, groups.get((stored.scope, stored.name)), rule)
+        reason = _not_selected(stored, config) or (NOT_ASKED if rule.dense else None)
+        reason = reason or refusal(stored.name, stored.scope) or _too_small(weight)
         if reason:
             dense.append(weight.outcome(reason))
         else:
@@ -122,6 +133,23 @@ def _groups(model: Model) -> dict[Key, LayerGroup]:
     return {(g.sites[0].weight.scope.prefix, g.sites[0].weight.origin.name): g for g in found}
 
 
+def _named(weights: Sequence[StoredWeight]) -> list[tuple[StoredWeight, tuple[str, str]]]:
+    """Return weights with key and node name that rules know them by: in a chain those of the layer."""
+    layers = [weight.node_name.partition(MARK)[0] for weight in weights]
+    last = {layer: w.key for layer, w in zip(layers, weights, strict=True) if MARK in w.node_name}
+    return [
+        (weight, (last[layer] if MARK in weight.node_name else weight.key, layer))
+        for layer, weight in zip(layers, weights, strict=True)
+    ]
+
+
+def _check_patterns(names: Sequence[tuple[str, str]], config: Config) -> None:
+    for pattern, rule in config.layers.items():
+        if rule.says_how_to_cluster and not any(matches(pattern, *name) for name in names):
+            shown = ", ".join(key for key, _ in names[:5]) or "none"
+            raise UsageError(f"the layer rule '{pattern}' matches no weight; their layers are: {shown}, ...")
+
+
 def _not_selected(stored: StoredWeight, config: Config) -> str | None:
     """Return why a weight is not looked at; those of the nodes of a chain follow the layer they replace."""
     if MARK in stored.node_name or config.selects(stored.key, stored.node_name):
@@ -129,12 +157,12 @@ def _not_selected(stored: StoredWeight, config: Config) -> str | None:
     return "not selected by --include and --exclude"
 
 
-def _too_small(weight: Clusterable, config: Config) -> str | None:
-    bits = config.cluster_bits or LEAST_BITS
+def _too_small(weight: Clusterable) -> str | None:
+    bits = weight.rule.bits or LEAST_BITS
     shape = tuple(weight.stored.tensor.dims)
     if 0 in shape:
         return f"its shape {list(shape)} is empty"
-    size_bytes = estimated_bytes(shape, weight.stored.axis, bits, config.cluster_group)
+    size_bytes = estimated_bytes(shape, weight.stored.axis, bits, weight.rule)
     if size_bytes <= MAX_SHARE * weight.size_bytes:
         return None
     return (
@@ -143,12 +171,12 @@ def _too_small(weight: Clusterable, config: Config) -> str | None:
     )
 
 
-def estimated_bytes(shape: Sequence[int], axis: int, bits: int, group_channels: int) -> int:
+def estimated_bytes(shape: Sequence[int], axis: int, bits: int, rule: CodebookRule) -> int:
     """Return the bytes of a codebook of full length and of the nodes that decode it."""
     n_weights, n_channels = prod(shape), shape[axis]
-    n_groups = -(-n_channels // group_channels) if group_channels else 1
+    n_groups = -(-n_channels // rule.group) if rule.group else 1
     n_centroids = n_groups * min(1 << bits, -(-n_weights // n_groups))
-    return codebook_bytes(n_weights, bits, n_centroids, 0) + NODE_BYTES
+    return codebook_bytes(n_weights, bits, n_centroids, n_channels if rule.scaled else 0) + NODE_BYTES
 
 
 def numbers(model: Model, weight: Clusterable) -> FloatArray | str:
@@ -183,9 +211,7 @@ def metric_of(model: Model, weight: Clusterable, moments: Moments | None) -> Met
     return Metric(importance.reshape(stored_shape), moment, order, scale, by_channels)
 
 
-def codebook_of(
-    array: FloatArray, weight: Clusterable, bits: int, metric: Metric | None, config: Config
-) -> Codebook:
+def codebook_of(array: FloatArray, weight: Clusterable, bits: int, metric: Metric | None) -> Codebook:
     """Return the codebook of a weight, fitted to data where there is some.
 
     Errors counted by the size of the input alone leave out how inputs go together, and may lose more than
@@ -198,8 +224,9 @@ def codebook_of(
             array,
             bits,
             importance=importance,
-            group_channels=config.cluster_group or None,
-            centroids=config.cluster_centroids,
+            group_channels=weight.rule.group or None,
+            per_channel_scale=weight.rule.scaled,
+            centroids=weight.rule.centroids,
             axis=weight.stored.axis,
         )
         needed = max((found.centroids.shape[1] - 1).bit_length(), 1)
@@ -225,9 +252,9 @@ def _refitted(codebook: Codebook, array: FloatArray, metric: Metric) -> Codebook
     order, n_codebooks = metric.order, len(codebook.centroids)
     if 2.0 * order.size * order.shape[1] > REFIT_OPERATIONS:
         return codebook
-    if n_codebooks > 1 and not metric.by_channels:
+    own = np.ones(1) if codebook.scale is None else codebook.scale.astype(np.float64)
+    if (n_codebooks > 1 or own.size > 1) and not metric.by_channels:
         return codebook
-    own = 1.0 if codebook.scale is None else float(codebook.scale[0])
     scale = (own * metric.scale).astype(np.float32)  # (O,)
     indices = codebook.indices.reshape(-1)[order]  # (O, D)
     group_channels = codebook.group_channels if n_codebooks > 1 else len(order)
@@ -240,15 +267,17 @@ def _refitted(codebook: Codebook, array: FloatArray, metric: Metric) -> Codebook
         codebook,
         indices=stored.reshape(codebook.indices.shape),
         centroids=fitted.centroids,
-        scale=_own_scale(fitted.scale, metric.scale),
+        scale=_own_scale(fitted.scale, metric.scale, n_scales=own.size),
     )
 
 
-def _own_scale(fitted: NDArray[np.float32] | None, scale: NDArray[np.float64]) -> NDArray[np.float32] | None:
-    """Return the scale of a whole codebook: what is left of its channels' without that behind the layer."""
+def _own_scale(
+    fitted: NDArray[np.float32] | None, scale: NDArray[np.float64], *, n_scales: int
+) -> NDArray[np.float32] | None:
+    """Return the scales of a codebook: what is left of its channels' without those behind the layer."""
     assert fitted is not None
-    own = float(fitted[0]) / float(scale[0])
-    return None if abs(own - 1) < ROUNDING else np.array([own], np.float32)
+    own = (fitted[:n_scales].astype(np.float64) / scale[:n_scales]).astype(np.float32)
+    return None if np.all(np.abs(own - 1) < ROUNDING) else own
 
 
 def stored_form(codebook: Codebook) -> StoredCodebook:

@@ -89,17 +89,21 @@ class Widths:
         return self._model.path or self._model.proto
 
     def points(self, place: int) -> dict[int, tuple[float, int]]:
-        """Return the relative error and the bytes of a weight by bits, before centroids are refitted."""
+        """Return the relative error and the bytes of a weight by bits, before centroids are refitted.
+
+        Widths that are named are among them whatever they are.
+        """
         weight, moments = self._pairs[place]
         metric = metric_of(self._model, weight, moments)
         array = numbers(self._model, weight)
         assert not isinstance(array, str)
         found = curve(
             array,
-            BITS,
+            sorted({*BITS, *([weight.rule.bits] if weight.rule.bits else [])}),
             importance=metric.importance if metric else None,
-            group_channels=self._config.cluster_group or None,
-            centroids=self._config.cluster_centroids,
+            group_channels=weight.rule.group or None,
+            per_channel_scale=weight.rule.scaled,
+            centroids=weight.rule.centroids,
             axis=weight.stored.axis,
         )
         return {point.bits: (point.error, point.size_bytes + NODE_BYTES) for point in found}
@@ -134,7 +138,7 @@ class Widths:
             metric = metric_of(self._model, weight, moments)
             array = numbers(self._model, weight)
             assert not isinstance(array, str)
-            codebook = codebook_of(array, weight, bits, metric, self._config)
+            codebook = codebook_of(array, weight, bits, metric)
             outcome = clustered_outcome(weight, array, codebook, metric)
             self._kept[place, bits] = stored_form(codebook), outcome
         return self._kept[place, bits]
@@ -164,7 +168,7 @@ def chosen_widths(
         found = search.within_drop(max_drop)
         if found is not None:
             return found, []
-        return search.all_dense, [f"No weight is clustered: no width loses less than {max_drop:g}."]
+        return search.named, [f"No width is chosen: none loses less than {max_drop:g}."]
     fixed_bytes += sum(int(outcome.size_bytes.before or 0) for outcome in widths.refused)
     total_bytes = stored_bytes(original)
     reached = search.at_bytes(goal.share * total_bytes - fixed_bytes)
@@ -197,12 +201,16 @@ class _Search:
             points = widths.points(place)
             measured = [diverge(widths.build(self._alone(place, bits))) for bits in PROBES]
             predicted = Curve([points[bits][0] for bits in PROBES], measured)
-            small = {b: p for b, p in points.items() if p[1] <= MAX_SHARE * weight.size_bytes}
-            self._bits.append([None, *small])
-            dense = Option(0.0, float(weight.size_bytes))
-            self._items.append([dense, *(Option(predicted(e), float(cost)) for e, cost in small.values())])
+            made = {bits: Option(predicted(error), float(cost)) for bits, (error, cost) in points.items()}
+            options: dict[int | None, Option] = {None: Option(0.0, float(weight.size_bytes))}
+            options |= {b: made[b] for b in BITS if made[b].cost <= MAX_SHARE * weight.size_bytes}
+            if weight.rule.bits is not None:
+                options = {weight.rule.bits: made[weight.rule.bits]}
+            self._bits.append(list(options))
+            self._items.append(list(options.values()))
         self.least_bytes = sum(min(item.cost for item in items) for items in self._items)
         self._dense_bytes = sum(items[0].cost for items in self._items)
+        self.named: Chosen = [weight.rule.bits for weight in widths.weights]
 
     def _alone(self, place: int, bits: int) -> Chosen:
         chosen = list(self.all_dense)
@@ -239,7 +247,7 @@ class _Search:
                 break
             middle = (low + high) / 2
         for chosen in sorted(accepted, key=self.cost):
-            if all(bits is None for bits in chosen):
+            if chosen == self.named:
                 return None
             if self._trials.confirmed(self._widths.build(chosen)).value <= max_drop:
                 return chosen
