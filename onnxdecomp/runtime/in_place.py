@@ -32,6 +32,9 @@ STEP_NAME = re.compile(r"(?P<chain>.*)/onnxdecomp/step(?P<index>\d+)")
 INSERTED = ("ReorderInput", "ReorderOutput", "Cast", "Transpose")
 """Operators that onnxruntime adds between others."""
 
+MIN_ROUNDS = 3
+"""Rounds of slow models: their medians are compared, not their quartiles."""
+
 STEADY = 0.03
 """Models whose runs vary by no more than this share, from quartile to quartile, are not run more often."""
 
@@ -289,7 +292,9 @@ def _profile(
             watch = _Watch(model, owners, Path(scratch, str(number)), threads, base)
             runs[str(number)] = partial(run, watch.session, feeds)
             watches.append(watch)
-        timings = time_interleaved(runs, n_runs=n_runs, max_seconds=max_seconds, steady=STEADY)
+        timings = time_interleaved(
+            runs, n_runs=n_runs, max_seconds=max_seconds, steady=STEADY, min_rounds=MIN_ROUNDS
+        )
         return [watch.cost(layers, timings[str(number)]) for number, watch in enumerate(watches)]
 
 

@@ -18,7 +18,7 @@ from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.runtime.session import open_session, run
 
 MIN_ROUNDS = 5
-"""Rounds that are run even when the time is up: fewer have no quartiles."""
+"""Rounds that are run even when the time is up, unless told otherwise: fewer have no quartiles."""
 
 MAX_REPEATS = 1000
 """Most calls behind one sample."""
@@ -112,6 +112,7 @@ def time_interleaved(
     max_seconds: float = 120.0,
     min_sample_ms: float = 0.0,
     steady: float = 0.0,
+    min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, Timing]:
     """Time every callable once per round, round after round.
 
@@ -119,11 +120,11 @@ def time_interleaved(
         runs: What to time, by name.
         n_runs: Rounds at most.
         warmup: Rounds that do not count.
-        max_seconds: Stop after this time with fewer rounds, but at least `MIN_ROUNDS`; the warm-up
-            takes at most a quarter of it beyond its first round.
+        max_seconds: Stop after this time with fewer rounds; the warm-up takes at most a quarter of it beyond
+            its first round.
         min_sample_ms: Call something shorter than this several times per sample.
-        steady: Stop after `MIN_ROUNDS` or more once the interquartile range of each is at most this share of
-            its median.
+        steady: Stop once the interquartile range of each is at most this share of its median.
+        min_rounds: Rounds before time may be up; what is steady has `MIN_ROUNDS`.
 
     Returns:
         A `Timing` per name, of a single call, with the same number of samples in each.
@@ -138,8 +139,8 @@ def time_interleaved(
     repeats = {name: _repeats(ms, min_sample_ms) for name, ms in longest.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(n_runs):
-        is_late = perf_counter() - start > max_seconds
-        if number >= MIN_ROUNDS and (is_late or _are_steady(samples.values(), steady)):
+        is_late = number >= min_rounds and perf_counter() - start > max_seconds
+        if is_late or (number >= MIN_ROUNDS and _are_steady(samples.values(), steady)):
             break
         for name, call in runs.items():
             samples[name].append(_time_ms(call, repeats[name]))
@@ -154,7 +155,7 @@ def time_chains(
     seed: int = 0,
     dtype: np.dtype | type = np.float32,
     n_runs: int = 20,
-    max_seconds: float = 10.0,
+    max_seconds: float = 2.5,
 ) -> tuple[Timing, list[Timing]]:
     """Time a layer and chains that could replace it, each alone in onnxruntime, interleaved.
 

@@ -37,7 +37,7 @@ MIN_SHARED_MACS = 50_000_000
 """Less work than this takes no longer than starting workers: multiply-accumulates of all weights, each laid
 on the moment of its input once. Counted and not timed, since it must not change anything but the time."""
 
-MIN_FITTED, MAX_FITTED_MACS = 6, 5e10
+MIN_FITTED, MAX_FITTED_MACS = 6, 15e9
 """Candidates of a layer that are fitted: so many at the least, or as many as take this work, counted alike.
 With many layers few options of each still make choices of every cost."""
 

@@ -60,8 +60,8 @@ def root_of(layer: Layer, moment: Moment, axes: tuple[int, ...], shrinkage: floa
     scale = np.where(scale > 0, scale, 1.0)
     alpha = max(shrinkage, MIN_SHRINKAGE)
     mixed = (1 - alpha) * seen / scale[:, None, None] + alpha * np.eye(n)
-    root: Moment = np.linalg.cholesky(np.asarray(mixed, np.float64))  # (G, n, n)
-    return Root(axes, root, np.linalg.inv(root))
+    root = np.asarray(np.linalg.cholesky(mixed), np.float64)  # (G, n, n)
+    return Root(axes, root, np.asarray(np.linalg.inv(root), np.float64))
 
 
 def _seen(layer: Layer, moment: Moment, axes: tuple[int, ...]) -> Moment:
