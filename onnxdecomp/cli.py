@@ -292,7 +292,11 @@ def finetune(
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option(metavar="Z.npz", help="Samples to stop by  [default: an eighth of --calibration]"),
+        typer.Option(
+            metavar="Z.npz",
+            help="Samples to stop by, best such that the student was not fitted to  "
+            "[default: an eighth of --calibration]",
+        ),
     ] = None,
     evaluation: Annotated[
         str | None,

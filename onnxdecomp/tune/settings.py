@@ -30,7 +30,8 @@ class Settings:
     Args:
         calibration: Samples to train on, as `runtime.samples.load_samples` reads them, or a function
             ``package.module:function`` that yields batches and is called anew for each epoch.
-        held_out: Samples for the early stop; None sets a share of `calibration` aside.
+        held_out: Samples for the early stop; None sets a share of `calibration` aside. A student that was
+            fitted to samples already is best judged on others.
         evaluation: Samples with labels to measure quality on before and after; nothing is chosen by them.
         steps: Updates at most.
         loss: Terms of the loss, ``name`` or ``name:weight``; see `LOSSES`.
@@ -43,7 +44,7 @@ class Settings:
             models too large to train whole. Blocks end at the tensors of `match`, ``auto`` where there are
             none; each has `steps` of its own.
         optimizer: ``adamw`` or ``sgd``.
-        learning_rate: Relative to the size of each tensor: see `tune.train.Rates`. None chooses.
+        learning_rate: Relative to the size of each tensor: see `tune.train`. None chooses.
         batch: Samples in a step, where the model allows it.
         clip: Largest norm of the gradient.
         checkpoint: File to go on from, and to write now and then; None keeps none.
