@@ -197,7 +197,7 @@ def _decisions(
         report.notes += searched.notes
         return searched.decisions
     fitted = [target for target in targets if not isinstance(target.policy, Keep)]
-    moments = gathered(model, fitted, trials, config) if trials else {}
+    moments = gathered(model, fitted, trials, config, track) if trials else {}
     return (
         (target, decide(target, config, moments.get(target.group.layer.key)))
         for target in track(targets, "layers")

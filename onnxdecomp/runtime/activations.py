@@ -14,11 +14,11 @@ gives the same moments, bit for bit: jobs share out batches to run, and layers t
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -36,6 +36,9 @@ from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
 from onnxdecomp.weights.moments import Moments
 
 T = TypeVar("T")
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps what is worked through, given what is being done, and shows how far that is."""
 
 MAX_BATCH = 32
 """Samples run at once where memory and the model allow it."""
@@ -61,6 +64,7 @@ def gather_moments(
     jobs: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
+    track: Track | None = None,
 ) -> dict[str, Moments]:
     """Return the moments of the patches that layers meet on samples, by key of the layer.
 
@@ -77,6 +81,7 @@ def gather_moments(
         jobs: Batches run side by side.
         seed: Seed of the positions drawn.
         max_bytes: Limit of the sums of one pass; the samples are run as often as that takes.
+        track: Shows progress over the batches of a pass.
 
     Returns:
         A `Moments` per layer, but for layers in bodies of other nodes, layers whose sums alone would take
@@ -86,7 +91,8 @@ def gather_moments(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot load the model or run it on the samples.
     """
-    return dict(stream_moments(model, groups, samples, jobs=jobs, seed=seed, max_bytes=max_bytes))
+    streamed = stream_moments(model, groups, samples, jobs=jobs, seed=seed, max_bytes=max_bytes, track=track)
+    return dict(streamed)
 
 
 def stream_moments(
@@ -97,6 +103,7 @@ def stream_moments(
     jobs: int = 1,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
+    track: Track | None = None,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `gather_moments` returns, layer by layer; the sums of one pass are kept until the next.
 
@@ -109,7 +116,9 @@ def stream_moments(
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
         n_samples = sum(n_samples_in(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples) for group in members]
-        for feed, tensors in run_batches(partial(run, session), feeds, jobs):
+        shown = track(feeds, "gathering moments") if track else feeds
+        batches_run = run_batches(partial(run, session), feeds, jobs)
+        for _, (feed, tensors) in zip(shown, batches_run, strict=True):
             add = partial(_Gathering.add, tensors=tensors, n_samples=n_samples_in(feed))
             deque(in_order(add, gathering, jobs), maxlen=0)
         del session, tensors

@@ -20,8 +20,8 @@ from onnxdecomp.search.sensitivity import Curve, best_fit, curve_of
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.search.trial import Trials
 
-MAX_LOOKS = 8
-"""Choices that are evaluated to find the one that just keeps a budget; about four are, as a rule."""
+MAX_LOOKS = 6
+"""Choices that are evaluated to find the one that just keeps a budget; about three are, as a rule."""
 
 WEAKER, WEAKER_STEPS = 1.05, 4
 """Cost of the choice that is tried after one that did not hold on other samples, and how often at most."""
@@ -195,7 +195,7 @@ class Search:
 
     def confirmed(self, pick: Pick) -> Drop:
         """Return what a choice loses on the samples that no decision was made on."""
-        return self._trials.confirmed(self._trials.build(pick.replaced))
+        return self._trials.confirmed_with(pick.replaced)
 
     def _recovered(self, pick: Pick) -> Pick:
         """Return a choice after the strongest recovery that helps it.

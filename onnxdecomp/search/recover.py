@@ -72,6 +72,7 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
         else:
             pair = pairs.moments(rewritten, at)
             current[key] = current[key] if pair is None else _solved(step, current[key], pair)
+        trials.looked()
     return current
 
 

@@ -73,10 +73,17 @@ def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Tria
     return Trials(model, parts, config.metric, config.threads, memory, n_macs=n_macs, jobs=_n_jobs(config))
 
 
-def gathered(model: Model, targets: Sequence[Target], trials: Trials, config: Config) -> dict[str, Moments]:
+def gathered(
+    model: Model, targets: Sequence[Target], trials: Trials, config: Config, track: Track = untracked
+) -> dict[str, Moments]:
     """Return the moments of the layers' inputs on the samples to fit to, by key."""
     gather = partial(
-        gather_moments, trials.original, samples=trials.fit_samples, jobs=trials.jobs, seed=config.seed
+        gather_moments,
+        trials.original,
+        samples=trials.fit_samples,
+        jobs=trials.jobs,
+        seed=config.seed,
+        track=track,
     )
     return trials.memory.moments([target.group for target in targets if not target.reason], gather)
 
@@ -101,7 +108,7 @@ def search_network(
         BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
     """
     goal = goal_of_ranks(config)
-    moments = gathered(model, targets, trials, config)
+    moments = gathered(model, targets, trials, config, track)
     live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
     layers, reasons = _options(live, moments, trials.memory, config, track)
     with watched(trials, track, "profiling"):

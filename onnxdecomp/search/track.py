@@ -1,14 +1,18 @@
-"""Let somebody see how far the work is."""
+"""Let somebody see how far the work is.
+
+What is tracked without a length has an end that is not known.
+"""
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from onnxdecomp.runtime.activations import Track
 from onnxdecomp.search.trial import Trials
 
-Track = Callable[[Iterable[Any], str], Iterable[Any]]
-"""Wraps what is worked through, given what is being done. Without a length its end is not known."""
+
+__all__ = ["Track", "untracked", "watched"]
 
 
 def untracked(items: Iterable[Any], _: str) -> Iterable[Any]:

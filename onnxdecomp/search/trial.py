@@ -148,7 +148,7 @@ class Trials:
         if suffix is None:
             return self._run(built, self._few)
         outputs = suffix.run(built, self.jobs)
-        self._looked()
+        self.looked()
         return outputs
 
     def divergence_from(self, model: RuntimeModel) -> Callable[[RuntimeModel], float]:
@@ -159,7 +159,7 @@ class Trials:
     def compared(self, replaced: Replacements) -> tuple[Drop, float]:
         """Return what replacements lose on the samples that decide, and how far the outputs move there."""
 
-        def measure() -> dict[str, float]:
+        def measure() -> dict[str, Any]:
             drop, divergence = self._measured(self.build(replaced))
             return {**asdict(drop), "divergence": divergence}
 
@@ -182,6 +182,14 @@ class Trials:
         """Return what a model loses on the samples that no decision was made on."""
         return self._confirm.drop(self._run(model, self.parts.confirm))
 
+    def confirmed_with(self, replaced: Replacements) -> Drop:
+        """Return the same of the model with some replacements, which is remembered."""
+
+        def measure() -> dict[str, Any]:
+            return asdict(self.confirmed(self.build(replaced)))
+
+        return Drop(**self.memory.number(f"confirmed-{self.metric.name}", replaced, measure))
+
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
         batch = _batch_of(samples)
         return self.memory.outputs(f"{name}, {batch} at once", lambda: self._run(self.original, samples))
@@ -192,10 +200,11 @@ class Trials:
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
         outputs = outputs_over(model, _inputs(samples), batch=_batch_of(samples), jobs=self.jobs)
-        self._looked()
+        self.looked()
         return outputs
 
-    def _looked(self) -> None:
+    def looked(self) -> None:
+        """Let whoever watches know that a model was run."""
         if self.watch is not None:
             self.watch()
 
