@@ -129,7 +129,8 @@ class Trials:
         def measure() -> dict[str, float]:
             return {"divergence": self._few_judge.divergence(self._few_outputs(replaced))}
 
-        return self.memory.number(f"divergence-{count(self._few)}", replaced, measure)["divergence"]
+        found = self.memory.number(f"divergence-{count(self._few)}", replaced, measure)
+        return float(found["divergence"])
 
     def _few_outputs(self, replaced: Replacements) -> Outputs:
         """Return the outputs on the few samples, running only what comes after what is replaced."""
