@@ -41,6 +41,11 @@ SAME_LOSS = 0.05
 SAME_LOSS_HALF = 0.5
 """The same for a model with numbers of 16 bits: torch trains without rounding to them."""
 
+CERTAIN = 1.64
+"""Standard errors by which the loss has to fall on samples set aside: 95 % sure, one-sided."""
+
+UNCHANGED = "the student is written as it is."
+
 LEAST_LOSS = 1e-4
 """Losses are compared as if they were at least this large: an output that is right has rounding errors."""
 
@@ -101,7 +106,7 @@ def finetune(
 ) -> Finetuning:
     """Train initializers of a model and write it; its graph stays as it is.
 
-    The result is never worse than the student on the samples set aside.
+    The result is never worse than the student on the samples set aside; what may be chance is not written.
 
     Args:
         student: Path of the model to train, or a model in memory.
@@ -141,19 +146,22 @@ def finetune(
             staged = writer.stage_numbers(trained.values)
             before, after = course.loss_of(_runnable(model)), course.loss_of(staged)
         if trained.held_out is not None:
-            _check_loss(after, trained.held_out[1], half=has_half_floats(model))
+            _check_loss(after.mean, trained.held_out[1], half=has_half_floats(model))
         notes = [f"Training stopped early: {trained.stopped}."] if trained.stopped else []
         best_step = trained.best_step
-        if best_step and not after <= before:  # rounding to 16 bits may cost what was gained
-            staged, after, best_step = writer.stage_numbers({}), before, 0
         if not best_step:
+            notes.append(f"Nothing served the samples set aside better than the student: {UNCHANGED}")
+        gain, error = before.gain_of(after)
+        if best_step and not gain > CERTAIN * error:  # also rounding to 16 bits may cost what was gained
+            staged, after, best_step = writer.stage_numbers({}), before, 0
             notes.append(
-                "Nothing served the samples set aside better than the student: it is written as it is."
+                f"The loss fell by {gain:.3g} ± {error:.2g} on {len(before.alone)} samples set aside, which "
+                f"may be chance: {UNCHANGED} Give more samples, or more to stop by with --held-out."
             )
         quality = judged(staged) if judged else None
         writer.publish()
     n_values = sum(value.size for value in trained.values.values())
-    held_out = BeforeAfter(before, after)
+    held_out = BeforeAfter(before.mean, after.mean)
     title, n_steps = course.title, trained.n_steps
     return Finetuning(
         names, n_values, title, held_out, n_steps, best_step, quality, tuple(notes), writer.result

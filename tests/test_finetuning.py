@@ -93,7 +93,15 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(folder) -> None:
 def test_a_student_that_training_only_harms_is_written_as_it_is(folder) -> None:
     found = finetune(learning_rate=50.0)
     assert found.best_step == 0
-    assert "it is written as it is" in found.notes[-1]
+    assert "the student is written as it is" in found.notes[-1]
+    assert onnx.load("out.onnx") == onnx.load("student.onnx")
+
+
+def test_a_gain_that_may_be_chance_is_not_written(monkeypatch) -> None:
+    monkeypatch.setattr(finetuning, "CERTAIN", 1e6)
+    found = finetune()
+    assert found.best_step == 0
+    assert "may be chance" in found.notes[-1]
     assert onnx.load("out.onnx") == onnx.load("student.onnx")
 
 
@@ -158,7 +166,7 @@ def test_labels_need_no_teacher() -> None:
 def test_a_loader_of_the_user_yields_the_batches(monkeypatch) -> None:
     def batches(epoch):
         rng = np.random.default_rng(epoch)
-        for rows in np.arange(96).reshape(12, 8):
+        for rows in np.arange(256).reshape(32, 8):
             yield {"x": (samples()["x"][rows] + 0.01 * rng.normal(size=(8, 16))).astype(np.float32)}
 
     module = ModuleType("loader")
@@ -199,7 +207,7 @@ def test_bad_use_is_refused_and_nothing_is_written(folder, options: dict, messag
 
 
 def test_labels_out_of_range_are_refused() -> None:
-    np.savez("bad.npz", x=samples()["x"], labels=np.arange(96))
+    np.savez("bad.npz", x=samples()["x"], labels=np.arange(256))
     with pytest.raises(UsageError, match="the model has 5 classes"):
         finetune(teacher=None, calibration="bad.npz")
 

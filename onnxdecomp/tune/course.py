@@ -1,10 +1,14 @@
 """From two models to trained numbers: network, parity, loss, loop."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf, sqrt
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onnxdecomp.errors import UsageError, unknown_name
@@ -25,6 +29,24 @@ from onnxdecomp.tune.train import Track, Trained, Training
 
 SHOWN = 5
 """Names that an error lists."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss on samples.
+
+    Args:
+        mean: The mean over them.
+        alone: That of each alone, ``(n,)``; of each batch where samples cannot be told apart.
+    """
+
+    mean: float
+    alone: NDArray[np.float64]
+
+    def gain_of(self, other: "Loss") -> tuple[float, float]:
+        """Return by how much another model's loss is lower, with the standard error of that, paired."""
+        lost = self.alone - other.alone
+        return self.mean - other.mean, float(lost.std(ddof=1)) / sqrt(len(lost)) if len(lost) > 1 else inf
 
 
 class Course:
@@ -89,21 +111,25 @@ class Course:
             "; ".join(dict.fromkeys(part.stopped for part in parts if part.stopped)),
         )
 
-    def loss_of(self, model: RuntimeModel) -> float:
+    def loss_of(self, model: RuntimeModel) -> Loss:
         """Return the loss on the samples set aside of a model that onnxruntime runs.
 
         Raises:
             ModelError: onnxruntime cannot run it.
         """
         student = Teacher(model, self._objective.names, threads=self._settings.threads)
-        total, n_samples = 0.0, 0
+        total, n_samples, alone = 0.0, 0, []
         with torch.no_grad():
             for batch in self._source.held_out:
+                ours, theirs = student(batch), self._targets(batch)
                 labels = None if batch.labels is None else to_torch(batch.labels)
-                loss = self._objective(student(batch), self._targets(batch), labels)
-                total += float(loss) * batch.n_samples
+                total += float(self._objective(ours, theirs, labels)) * batch.n_samples
                 n_samples += batch.n_samples
-        return total / n_samples
+                alone += [
+                    float(self._objective(_at(ours, row), _at(theirs, row), _at({"": labels}, row).get("")))
+                    for row in _rows((*ours.values(), *theirs.values()), batch.n_samples)
+                ]
+        return Loss(total / n_samples, np.nan_to_num(np.array(alone)))
 
     def _whole(self, names: tuple[str, ...]) -> Iterable[Training]:
         """Return the training of the whole model, whose outputs are compared with onnxruntime's first."""
@@ -163,6 +189,17 @@ class Course:
                     f"tensor '{name}' has shape {array.shape} in the teacher and {ours[name].shape} in the "
                     "student: nothing can be compared"
                 )
+
+
+def _rows(tensors: Collection[Tensor], n_samples: int) -> list[slice]:
+    """Return what cuts single samples out of tensors; everything where their first axes are not samples."""
+    if all(tensor.ndim and len(tensor) == n_samples for tensor in tensors):
+        return [slice(row, row + 1) for row in range(n_samples)]
+    return [slice(None)]
+
+
+def _at(tensors: Mapping[str, Tensor | None], row: slice) -> dict[str, Tensor]:
+    return {name: tensor[row] for name, tensor in tensors.items() if tensor is not None}
 
 
 def runnable(model: Model) -> RuntimeModel:

@@ -7,7 +7,7 @@ import onnx
 
 from tests.graph.models import normal, parse
 
-N_SAMPLES = 96
+N_SAMPLES = 256
 
 TEACHER = (
     "g (float[N,16] x) => (float[N,5] y) { h = MatMul(x, w) c = Add(h, b) r = Relu(c) y = MatMul(r, v) }"
