@@ -4,10 +4,9 @@ load -> find layers -> choose method and ranks -> rewrite -> put back what is sl
 verify -> time -> write -> report.
 """
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,9 @@ import onnx
 
 from onnxdecomp.config import Config
 from onnxdecomp.errors import TooFewSamplesError, UsageError, unknown_name
-from onnxdecomp.graph.find import Found, Site
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.opset import raise_opset
 from onnxdecomp.graph.rewrite import Rewriter
-from onnxdecomp.layer import chain_macs
-from onnxdecomp.methods.base import Chain, recompose, relative_error
 from onnxdecomp.proof import failure_note, footprint, prove_chain, prove_model
 from onnxdecomp.put_back import (
     Staged,
@@ -33,9 +29,9 @@ from onnxdecomp.put_back import (
     stop_unless_forced,
 )
 from onnxdecomp.ranks.fixed import Keep
-from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, Stage
+from onnxdecomp.report.outcome import LayerOutcome, Report
+from onnxdecomp.reporting import Clock, Source, begun, finished, outcome_of
 from onnxdecomp.runtime.evaluate import metric
-from onnxdecomp.runtime.machine import environment, peak_memory_bytes
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
 from onnxdecomp.search.int8 import fastest_int8
@@ -44,9 +40,8 @@ from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.run import gathered, measured, open_trials, search_network
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, open_cache, plan_targets
+from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
 
-Source = str | Path | onnx.ModelProto
 EXACT_WEIGHT = 1e-6
 """A chain with a smaller relative weight error counts as exact."""
 
@@ -79,7 +74,7 @@ def convert(
     """
     config, track = configure(config, options), track or untracked
     _refuse_overwriting(source, output)
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("load"):
         model = load(source)
         if config.opset is not None:
@@ -87,7 +82,7 @@ def convert(
     with clock.stage("find"):
         found, notes = find_with_shapes(model, config)
         targets = plan_targets(found, config)
-    report = _empty_report(model, source, output, config, notes)
+    report = begun(model, source, output, config, notes)
     report.layers = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
     with ExitStack() as stack:
         writer = stack.enter_context(ModelWriter(model, output))
@@ -120,11 +115,11 @@ def convert(
                 with clock.stage("sizes"):
                     report.footprint = footprint(model.path or model.proto, converted, config)
             writer.publish()
-            return _finished(report, found, writer, clock)
+            return finished(report, found, writer, clock)
     with ModelWriter(model, output) as writer:
         writer.stage(model.proto)
         writer.publish()
-        return _finished(report, found, writer, clock)
+        return finished(report, found, writer, clock)
 
 
 def configure(config: Config | None, options: dict[str, Any]) -> Config:
@@ -141,19 +136,6 @@ def configure(config: Config | None, options: dict[str, Any]) -> Config:
     if changed.metric is not None:
         metric(changed.metric)
     return changed
-
-
-class _Clock:
-    """Seconds and peak memory of the stages."""
-
-    def __init__(self) -> None:
-        self.stages: list[Stage] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.stages.append(Stage(name, round(time.perf_counter() - start, 3), peak_memory_bytes()))
 
 
 def _refuse_overwriting(source: Source, output: str | Path | None) -> None:
@@ -227,45 +209,8 @@ def _decompose(
             if hold:
                 held[target.group.layer.key] = Replacement(target.group, decision.chain, decision.bias)
         output_error = check.output_error if check else None
-        report.layers += [_outcome(site, decision, output_error) for site in target.group.sites]
+        report.layers += [outcome_of(site, decision, output_error) for site in target.group.sites]
     return held
-
-
-def _outcome(site: Site, decision: Decision, output_error: float | None) -> LayerOutcome:
-    layer, chain = site.layer, decision.chain
-    before = LayerOutcome(
-        layer.key,
-        layer.op_type,
-        "kept",
-        decision.reason,
-        weight_shape=layer.weight_shape,
-        params=BeforeAfter(layer.n_params, layer.n_params),
-        macs=BeforeAfter(layer.n_macs, layer.n_macs),
-    )
-    if chain is None or decision.candidate is None:
-        return before
-    timing = decision.candidate.measured
-    return replace(
-        before,
-        status="decomposed",
-        method=chain.method,
-        ranks=chain.ranks,
-        weight_error=_weight_error(decision, chain),
-        output_error=output_error,
-        data_error=decision.candidate.error if decision.fit else None,
-        fit=decision.fit,
-        params=BeforeAfter(layer.n_params, chain.n_params),
-        macs=BeforeAfter(layer.n_macs, chain_macs(chain.specs, layer.in_shape)),
-        latency_ms=BeforeAfter(timing.dense_ms, timing.chain_ms) if timing else BeforeAfter(None, None),
-    )
-
-
-def _weight_error(decision: Decision, chain: Chain) -> float | None:
-    """Return the relative error of the weight; a fitted chain's own error is that of the output on data."""
-    if not decision.fit and decision.candidate is not None:
-        return decision.candidate.error
-    assert decision.weight is not None
-    return relative_error(decision.weight, recompose(chain.specs, chain.weights, chain.layer.group))
 
 
 def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config) -> None:
@@ -335,45 +280,3 @@ def _keeps(trials: Trials | None, config: Config, converted: RuntimeModel) -> bo
         return True
     found = measured(trials, converted, config)
     return found.budget is None or found.drop <= found.budget
-
-
-def _empty_report(
-    model: Model, source: Source, output: str | Path | None, config: Config, notes: list[str]
-) -> Report:
-    name = "model in memory" if isinstance(source, onnx.ModelProto) else str(source)
-    command = {"source": name, "output": str(output) if output else None, **asdict(config)}
-    size = BeforeAfter(model.size_bytes, None)
-    return Report(command, environment(config.threads), {"bytes": size}, [], notes=list(notes))
-
-
-def _nothing_changed(command: dict[str, Any]) -> str:
-    """Return what is said when the output computes what the input does."""
-    done = "decomposed" if command["cluster"] is None else "decomposed or clustered"
-    opset = "" if command["opset"] is None else f" at operator set {command['opset']}"
-    return f"Nothing was {done}: the output is the original model{opset}."
-
-
-def _finished(report: Report, found: Found, writer: ModelWriter, clock: _Clock) -> Report:
-    """Fill in what is only known at the end."""
-    before = report.model["bytes"].before
-    report.model["bytes"] = BeforeAfter(before, writer.size_bytes)
-    shared = {
-        site.layer.key for group in found.groups for site in group.sites[1:]
-    }  # their weight counts once
-    for name in ("params", "macs"):
-        figures = [
-            getattr(layer, name) for layer in report.layers if name == "macs" or layer.key not in shared
-        ]
-        known = [figure for figure in figures if figure.before is not None]
-        report.model[name] = BeforeAfter(sum(f.before for f in known), sum(f.after for f in known))
-    if not report.changed:
-        report.notes.append(_nothing_changed(report.command))
-    elif report.decomposed and report.command["rank"] == "auto" and report.command["calibration"] is None:
-        report.notes.append(
-            "Ranks were chosen from the weights alone: with --calibration X.npz they are fitted to your "
-            "data, chosen by what they do to the outputs, and go further at the same accuracy."
-        )
-    report.notes += open_cache(report.command["cache"]).settle()
-    report.stages = clock.stages
-    report.proto = writer.result
-    return report

@@ -11,7 +11,6 @@ from typing import Any
 from onnxdecomp.runtime.activations import Track
 from onnxdecomp.search.trial import Trials
 
-
 __all__ = ["Track", "untracked", "watched"]
 
 
