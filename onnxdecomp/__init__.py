@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from onnxdecomp.packing import pack, unpack
     from onnxdecomp.pipeline import convert
     from onnxdecomp.report.outcome import Report
-    from onnxdecomp.tune.settings import Settings
 
 __version__ = "0.1.0.dev0"
 
@@ -39,7 +38,6 @@ _HOMES = {
     "unpack": "packing",
     "verify": "comparison",
     "Report": "report.outcome",
-    "Settings": "tune.settings",
 }
 
 __all__ = [
@@ -49,7 +47,6 @@ __all__ = [
     "ModelError",
     "OnnxdecompError",
     "Report",
-    "Settings",
     "UsageError",
     "VerificationError",
     "__version__",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from rich.console import Group, RenderableType
@@ -27,6 +27,10 @@ from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.parts import load_evaluation
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.tune.settings import ALL, DECOMPOSED, Settings, configured
+
+if TYPE_CHECKING:
+    from onnxdecomp.tune.course import Loss
+    from onnxdecomp.tune.train import Trained
 
 Source = str | Path | onnx.ModelProto
 
@@ -147,25 +151,33 @@ def finetune(
             before, after = course.loss_of(_runnable(model)), course.loss_of(staged)
         if trained.held_out is not None:
             _check_loss(after.mean, trained.held_out[1], half=has_half_floats(model))
-        notes = [f"Training stopped early: {trained.stopped}."] if trained.stopped else []
-        best_step = trained.best_step
+        best_step, notes = _settled(trained, before, after)
         if not best_step:
-            notes.append(f"Nothing served the samples set aside better than the student: {UNCHANGED}")
-        gain, error = before.gain_of(after)
-        if best_step and not gain > CERTAIN * error:  # also rounding to 16 bits may cost what was gained
-            staged, after, best_step = writer.stage_numbers({}), before, 0
-            notes.append(
-                f"The loss fell by {gain:.3g} ± {error:.2g} on {len(before.alone)} samples set aside, which "
-                f"may be chance: {UNCHANGED} Give more samples, or more to stop by with --held-out."
-            )
+            staged, after = writer.stage_numbers({}), before
         quality = judged(staged) if judged else None
         writer.publish()
     n_values = sum(value.size for value in trained.values.values())
     held_out = BeforeAfter(before.mean, after.mean)
     title, n_steps = course.title, trained.n_steps
-    return Finetuning(
-        names, n_values, title, held_out, n_steps, best_step, quality, tuple(notes), writer.result
-    )
+    return Finetuning(names, n_values, title, held_out, n_steps, best_step, quality, notes, writer.result)
+
+
+def _settled(trained: "Trained", before: "Loss", after: "Loss") -> tuple[int, tuple[str, ...]]:
+    """Return the step whose weights are worth writing, 0 for those of the student, and what to say of it.
+
+    A gain that may be chance is not worth it; rounding to 16 bits may also cost what was gained.
+    """
+    notes = [f"Training stopped early: {trained.stopped}."] if trained.stopped else []
+    gain, error = before.gain_of(after)
+    if not trained.best_step:
+        notes.append(f"Nothing served the samples set aside better than the student: {UNCHANGED}")
+    elif not gain > CERTAIN * error:
+        notes.append(
+            f"The loss fell by {gain:.3g} ± {error:.2g} on {len(before.alone)} samples set aside, which may "
+            f"be chance: {UNCHANGED} Give more samples, or more to stop by with --held-out."
+        )
+        return 0, tuple(notes)
+    return trained.best_step, tuple(notes)
 
 
 def _refuse_overwriting(output: str | Path | None, model: Model, original: Model | None) -> None:

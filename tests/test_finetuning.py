@@ -120,6 +120,13 @@ def test_external_data_stay_outside(folder) -> None:
     assert found.held_out.after < found.held_out.before
 
 
+def test_external_data_that_nothing_serves_better_are_copied(folder, monkeypatch) -> None:
+    monkeypatch.setattr(finetuning, "CERTAIN", 1e6)
+    onnx.save(student(), "ext.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    finetune(student="ext.onnx")
+    assert (folder / "out.onnx.data").read_bytes() == (folder / "w.bin").read_bytes()
+
+
 def test_float16_trains_in_float32_and_is_cast_back(folder) -> None:
     onnx.save(in_half(student()), "half.onnx")
     onnx.save(in_half(teacher()), "whole.onnx")

@@ -40,6 +40,8 @@ class NumbersWriter(ModelWriter):
     def stage_numbers(self, values: Values) -> Path | onnx.ModelProto:
         """Write the model with new numbers to the temporary folder, see `ModelWriter.stage`.
 
+        What was staged before is replaced.
+
         Args:
             values: New numbers by name of the initializer, of its shape; they are cast to its element type.
 
@@ -56,6 +58,10 @@ class NumbersWriter(ModelWriter):
             if tuple(tensors[name].dims) != value.shape:
                 shape = tuple(tensors[name].dims)
                 raise ModelError(f"'{name}' has shape {shape}: numbers of shape {value.shape} do not fit")
+        if self._data is not None:
+            self._data.close()
+            Path(self._data.name).unlink()
+            self._data = None
         self._values = {name: _cast(tensors[name], value) for name, value in values.items()}
         for name, value in self._values.items():
             if self._out is None or not is_external(tensors[name]):

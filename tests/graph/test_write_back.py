@@ -102,6 +102,16 @@ def test_external_data_keeps_its_layout(tmp_path: Path) -> None:
     assert after == before
 
 
+def test_what_is_staged_last_is_written(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(noted(), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    with NumbersWriter(load(source), output) as writer:
+        writer.stage_numbers({"v": normal(48, 32, seed=1)})
+        writer.stage_numbers({})
+        writer.publish()
+    assert (tmp_path / "out.onnx.data").read_bytes() == (tmp_path / "weights.bin").read_bytes()
+
+
 def test_the_input_is_not_changed(tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     onnx.save(noted(), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
