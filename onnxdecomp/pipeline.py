@@ -34,10 +34,11 @@ from onnxdecomp.reporting import Clock, Source, begun, finished, outcome_of
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
+from onnxdecomp.search.goal import goal_of_ranks
 from onnxdecomp.search.int8 import fastest_int8
 from onnxdecomp.search.parts import needs_samples
 from onnxdecomp.search.replacement import Replacement
-from onnxdecomp.search.run import gathered, measured, open_trials, search_network
+from onnxdecomp.search.run import NetworkSearch, gathered, measured, open_trials
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
@@ -174,7 +175,7 @@ def _decisions(
 ) -> Iterable[tuple[Target, Decision]]:
     """Decide for all targets: together where data allows a search, else one after the other."""
     if trials and config.rank == "auto":
-        searched = search_network(model, targets, trials, config, track)
+        searched = NetworkSearch(model, targets, trials, config, track).chosen(goal_of_ranks(config))
         report.recovered = searched.recovered
         report.notes += searched.notes
         return searched.decisions

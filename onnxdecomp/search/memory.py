@@ -61,9 +61,7 @@ class Memory:
         """Keep a value that JSON can express."""
         self._cache.put(kind, {**self._base, **key}, value)
 
-    def number(
-        self, kind: str, replaced: Replacements, make: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
+    def number(self, kind: str, replaced: Replacements, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return figures of a model with replacements; made now when they are not known.
 
         A kind that names a function of the user, ``package.module:function``, is not kept: the name does not

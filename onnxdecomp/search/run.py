@@ -88,44 +88,54 @@ def gathered(
     return trials.memory.moments([target.group for target in targets if not target.reason], gather)
 
 
-def search_network(
-    model: Model,
-    targets: Sequence[Target],
-    trials: Trials,
-    config: Config,
-    track: Track = untracked,
-) -> Searched:
-    """Choose methods, ranks and fits of all layers together; those with a policy of their own follow that.
+class NetworkSearch:
+    """Chooses methods, ranks and fits of all layers together, for one goal or several in turn.
+
+    What does not depend on the goal is found out first: what layers may become, what that costs inside the
+    model, and what it does to the outputs.
 
     Args:
         model: The model.
-        targets: Its layers.
+        targets: Its layers; those with a policy of their own follow that.
         trials: The samples, and the original on them.
-        config: Budgets and what is switched off.
+        config: What is counted as cost, and what is switched off.
         track: Shows how far each stage is.
-
-    Raises:
-        BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
     """
-    goal = goal_of_ranks(config)
-    moments = gathered(model, targets, trials, config, track)
-    live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
-    layers, reasons = _options(live, moments, trials.memory, config, track)
-    with watched(trials, track, "profiling"):
-        in_place = costs_in_place(layers, trials, timed_inputs(trials.original, config))
-    ballot = ballots(layers, trials, cost_of(goal.target, in_place), track)
-    with watched(trials, track, "searching"):
-        search = Search(ballot, trials, _steps(config))
-        pick = _pick(search, goal, in_place.total_ms, config)
-        notes = [] if pick else [_no_slack(search, goal, trials)]
-    decisions = [
-        (target, _decision(target, layers, pick, reasons))
-        if isinstance(target.policy, Fastest)
-        else (target, decide(target, config, moments.get(target.group.layer.key)))
-        for target in targets
-    ]
-    recovered = tuple(pick.recovered) if pick else ()
-    return Searched(decisions, recovered, notes)
+
+    def __init__(
+        self,
+        model: Model,
+        targets: Sequence[Target],
+        trials: Trials,
+        config: Config,
+        track: Track = untracked,
+    ) -> None:
+        self._targets, self._trials, self._config, self._track = targets, trials, config, track
+        self._moments = gathered(model, targets, trials, config, track)
+        live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
+        self._layers, self._reasons = _options(live, self._moments, trials.memory, config, track)
+        with watched(trials, track, "profiling"):
+            in_place = costs_in_place(self._layers, trials, timed_inputs(trials.original, config))
+        self._total_ms = in_place.total_ms
+        cost = cost_of(goal_of_ranks(config).target, in_place)
+        self._search = Search(ballots(self._layers, trials, cost, track), trials, _steps(config))
+
+    def chosen(self, goal: Goal) -> Searched:
+        """Return a decision for every target.
+
+        Raises:
+            BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
+        """
+        with watched(self._trials, self._track, "searching"):
+            pick = _pick(self._search, goal, self._total_ms, self._config)
+            notes = [] if pick else [_no_slack(self._search, goal, self._trials)]
+        decisions = [(target, self._decided(target, pick)) for target in self._targets]
+        return Searched(decisions, tuple(pick.recovered) if pick else (), notes)
+
+    def _decided(self, target: Target, pick: Pick | None) -> Decision:
+        if isinstance(target.policy, Fastest):
+            return _decision(target, self._layers, pick, self._reasons)
+        return decide(target, self._config, self._moments.get(target.group.layer.key))
 
 
 def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accuracy:
