@@ -138,6 +138,14 @@ def convert(
         str | None,
         typer.Option(help="none | channel: each output channel times a scale of its own  [default: none]"),
     ] = None,
+    finetune: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="Train the new weights against the original afterwards, and decompose further for it.",
+        ),
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="Raise the model to this operator set first.")
     ] = None,
@@ -205,6 +213,7 @@ def convert(
         "cluster_group": cluster_group,
         "cluster_centroids": cluster_centroids,
         "cluster_scale": cluster_scale,
+        "finetune": finetune,
         "opset": opset,
         "without": tuple(without) if without else None,
         "shapes": parse_shapes(shape) if shape else None,

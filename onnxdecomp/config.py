@@ -113,6 +113,8 @@ class Config:
         cluster_centroids: How centroids are stored.
         cluster_scale: ``channel`` gives each output channel a scale in float32, so that channels of all sizes
             share a codebook.
+        finetune: Steps of training after decomposition, against the original on the calibration samples;
+            rank ``auto`` decomposes further for it than the budget allows before. None trains nothing.
         opset: Operator set to raise the model to first; None leaves it.
         without: Steps of fitting to data that are left out: names of `STEPS`.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
@@ -149,6 +151,7 @@ class Config:
     cluster_group: int = 0
     cluster_centroids: Centroids = "float16"
     cluster_scale: Scale = "none"
+    finetune: int | None = None
     opset: int | None = None
     without: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -175,10 +178,10 @@ class Config:
                 raise unknown_name("step", name, STEPS)
         if self.threads < 1:
             raise UsageError(f"threads is {self.threads}: give 1 or more.")
-        if self.jobs is not None and self.jobs < 1:
-            raise UsageError(f"jobs is {self.jobs}: give 1 or more.")
-        if self.rank_multiple is not None and self.rank_multiple < 1:
-            raise UsageError(f"rank_multiple is {self.rank_multiple}: give 1 or more.")
+        for option in ("jobs", "finetune", "rank_multiple"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UsageError(f"{option} is {value}: give 1 or more.")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}: give 0 or more.")
 
@@ -196,6 +199,7 @@ class Config:
             raise UsageError(f"{' and '.join(given)} cannot both be reached for: give one of them.")
         given += ["max_drop"] if self.max_drop is not None else []
         given += ["int8"] if self.int8 else []
+        given += ["finetune"] if self.finetune is not None else []
         given += ["eval"] if self.evaluation is not None else []
         if given and self.calibration is None:
             option = f"--{given[0].replace('_', '-')}"

@@ -1,12 +1,12 @@
 """The flow of a conversion, one line per stage:
 
-load -> find layers -> choose method and ranks -> rewrite -> put back what is slower -> cluster or quantize ->
-verify -> time -> write -> report.
+load -> find layers -> choose method and ranks -> rewrite -> put back what is slower -> fine-tune ->
+cluster or quantize -> verify -> time -> write -> report.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from onnxdecomp.reporting import Clock, Source, begun, finished, outcome_of
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
-from onnxdecomp.search.goal import goal_of_ranks
+from onnxdecomp.search.goal import Goal, goal_of_ranks
 from onnxdecomp.search.int8 import fastest_int8
 from onnxdecomp.search.parts import needs_samples
 from onnxdecomp.search.replacement import Replacement
@@ -42,6 +42,7 @@ from onnxdecomp.search.run import NetworkSearch, gathered, measured, open_trials
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
+from onnxdecomp.tuned import check_trainable, shares, tuned
 
 EXACT_WEIGHT = 1e-6
 """A chain with a smaller relative weight error counts as exact."""
@@ -80,30 +81,25 @@ def convert(
         model = load(source)
         if config.opset is not None:
             model = raise_opset(model, config.opset)
+        if config.finetune is not None:
+            check_trainable(model)
     with clock.stage("find"):
         found, notes = find_with_shapes(model, config)
         targets = plan_targets(found, config)
     report = begun(model, source, output, config, notes)
     report.layers = [LayerOutcome(r.key, r.op_type, "kept", r.reason) for r in found.refusals]
     with ExitStack() as stack:
-        writer = stack.enter_context(ModelWriter(model, output))
         trials = None
         if config.calibration is not None:
             with clock.stage("calibrate"):
                 trials = _open_trials(model, targets, stack, report, config)
         with clock.stage("decompose"):
-            rewriter = Rewriter(model, writer.add_tensor)
-            decisions = _decisions(model, targets, trials, report, config, track)
-            held = _decompose(decisions, report, rewriter, config, hold=puts_layers_back(model, config))
-        with clock.stage("write"):
-            staged = Staged(writer, writer.stage(rewriter.finish()))
-        if held:
-            with clock.stage("in place"):
-                rewrite, keeps = partial(rewritten, model, output, stack), partial(_keeps, trials, config)
-                staged = put_layers_back(model, staged, held, report, config, rewrite, keeps)
+            decide_for = _decider(model, targets, trials, report, config, track)
+        run = _Run(model, output, trials, stack, report, clock, track)
+        staged = _decomposed_within(run, decide_for, config)
         if config.clusters:
             with clock.stage("cluster"):
-                staged = _clustered(model, staged, output, trials, stack, report, config, track)
+                staged = _clustered(run, staged, config)
         writer, converted = staged.writer, staged.model
         if config.int8 and trials:
             with clock.stage("int8"), watched(trials, track, "trying INT8"):
@@ -121,6 +117,23 @@ def convert(
         writer.stage(model.proto)
         writer.publish()
         return finished(report, found, writer, clock)
+
+
+Decide = Callable[[Config], Iterable[tuple[Target, Decision]]]
+"""Returns a decision for each target under a configuration that differs in its budget alone."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the stages of one conversion share."""
+
+    model: Model
+    output: str | Path | None
+    trials: Trials | None
+    stack: ExitStack
+    report: Report
+    clock: Clock
+    track: Track
 
 
 def configure(config: Config | None, options: dict[str, Any]) -> Config:
@@ -165,26 +178,74 @@ def _open_trials(
         return None
 
 
-def _decisions(
+def _decider(
     model: Model,
     targets: Sequence[Target],
     trials: Trials | None,
     report: Report,
     config: Config,
     track: Track,
-) -> Iterable[tuple[Target, Decision]]:
-    """Decide for all targets: together where data allows a search, else one after the other."""
+) -> Decide:
+    """Return what decides for all targets: together where data allows a search, else one after the other."""
     if trials and config.rank == "auto":
-        searched = NetworkSearch(model, targets, trials, config, track).chosen(goal_of_ranks(config))
-        report.recovered = searched.recovered
-        report.notes += searched.notes
-        return searched.decisions
+        search = NetworkSearch(model, targets, trials, config, track)
+
+        def chosen(own: Config) -> Iterable[tuple[Target, Decision]]:
+            searched = search.chosen(goal_of_ranks(own))
+            report.recovered = searched.recovered
+            report.notes += searched.notes
+            return searched.decisions
+
+        return chosen
     fitted = [target for target in targets if not isinstance(target.policy, Keep)]
     moments = gathered(model, fitted, trials, config, track) if trials else {}
-    return (
-        (target, decide(target, config, moments.get(target.group.layer.key)))
+    return lambda own: (
+        (target, decide(target, own, moments.get(target.group.layer.key)))
         for target in track(targets, "layers")
     )
+
+
+def _decomposed_within(run: _Run, decide_for: Decide, config: Config) -> Staged:
+    """Return the decomposed model; where it is to be trained, the strongest that keeps the budget then."""
+    report, trials = run.report, run.trials
+    layers, notes = report.layers, report.notes
+    budget = goal_of_ranks(config).max_drop
+    for share in shares(config):
+        report.layers, report.notes, report.recovered = list(layers), list(notes), ()
+        own = config if share == 1.0 else replace(config, max_drop=share * (Goal.of(config).max_drop or 0.0))
+        staged = _decomposed(run, decide_for, own)
+        if config.finetune is None or trials is None or not report.decomposed:
+            continue
+        with run.clock.stage("finetune"):
+            trained, told = tuned(run.model, staged, run.output, trials, run.stack, config, run.track)
+        if budget is None or config.has_target or _is_within(trials, trained.model, budget):
+            report.finetuned = told
+            report.notes += told.notes
+            return trained
+    return staged
+
+
+def _is_within(trials: Trials, converted: RuntimeModel, max_drop: float) -> bool:
+    """Tell whether a model is expected to keep a budget, and does on samples nothing was chosen on."""
+    return trials.expected_of(converted) <= max_drop and trials.confirmed(converted).value <= max_drop
+
+
+def _decomposed(run: _Run, decide_for: Decide, config: Config) -> Staged:
+    """Return the model with its layers decomposed, without the chains that are slower in place."""
+    model, report, clock = run.model, run.report, run.clock
+    writer = run.stack.enter_context(ModelWriter(model, run.output))
+    with clock.stage("decompose"):
+        rewriter = Rewriter(model, writer.add_tensor)
+        held = _decompose(decide_for(config), report, rewriter, config, hold=puts_layers_back(model, config))
+    with clock.stage("write"):
+        staged = Staged(writer, writer.stage(rewriter.finish()))
+    if not held:
+        return staged
+    with clock.stage("in place"):
+        rewrite = partial(rewritten, model, run.output, run.stack)
+        return put_layers_back(
+            model, staged, held, report, config, rewrite, partial(_keeps, run.trials, config)
+        )
 
 
 def _decompose(
@@ -226,21 +287,12 @@ def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config
     report.notes += proof.notes
 
 
-def _clustered(
-    model: Model,
-    staged: Staged,
-    output: str | Path | None,
-    trials: Trials | None,
-    stack: ExitStack,
-    report: Report,
-    config: Config,
-    track: Track,
-) -> Staged:
+def _clustered(run: _Run, staged: Staged, config: Config) -> Staged:
     """Return the model with its weights as codebooks, staged in files of its own."""
-    made = staged.model
-    base = load(made) if isinstance(made, Path) else Model(made, model.base_dir)
-    writer = stack.enter_context(ModelWriter(base, output))
-    found = cluster_model(base, model, writer.add_tensor, trials, config, track)
+    made, report = staged.model, run.report
+    base = load(made) if isinstance(made, Path) else Model(made, run.model.base_dir)
+    writer = run.stack.enter_context(ModelWriter(base, run.output))
+    found = cluster_model(base, run.model, writer.add_tensor, run.trials, config, run.track)
     report.weights = found.outcomes
     report.notes += found.notes + [f"{w.name}: {w.note}" for w in report.clustered if w.note]
     return Staged(writer, writer.stage(found.proto)) if report.clustered else staged

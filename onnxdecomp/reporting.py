@@ -22,17 +22,26 @@ Source = str | Path | onnx.ModelProto
 
 
 class Clock:
-    """Seconds and peak memory of the stages."""
+    """Seconds and peak memory of the stages; one that comes again adds to what it took before."""
 
     def __init__(self) -> None:
-        self.stages: list[Stage] = []
+        self._seconds: dict[str, float] = {}
+        self._peak_bytes: dict[str, int] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what runs meanwhile."""
         start = time.perf_counter()
         yield
-        self.stages.append(Stage(name, round(time.perf_counter() - start, 3), peak_memory_bytes()))
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+        self._peak_bytes[name] = peak_memory_bytes()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, in the order in which they were first entered."""
+        return [
+            Stage(name, round(seconds, 3), self._peak_bytes[name]) for name, seconds in self._seconds.items()
+        ]
 
 
 def begun(

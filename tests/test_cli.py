@@ -355,7 +355,7 @@ def test_a_model_without_codebooks_is_said_and_written():
 @pytest.mark.parametrize("bits", ["0", "17", "four"])
 def test_bits_that_cannot_be_are_refused(bits):
     result = call("convert", "in.onnx", "out.onnx", "--cluster", bits)
-    assert_one_sentence(result, BAD_USE, f"--cluster {bits}: give 1 to 16 bits, or auto.")
+    assert_one_sentence(result, BAD_USE, f"--cluster {bits}: give 1 to 16 bits, auto or none.")
 
 
 def test_a_recipe_may_cluster():

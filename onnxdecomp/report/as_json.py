@@ -10,8 +10,9 @@ from onnxdecomp.report.outcome import SCHEMA_VERSION, Report
 
 def report_json(report: Report) -> str:
     """Return the report as JSON text with sorted, stable fields; numbers that are not finite become null."""
-    figures = ("model", "latency", "footprint", "accuracy", "output_error", "recovered", "int8")
-    names = ("command", "environment", *figures, "layers", "weights", "notes", "stages")
+    figures = ("model", "latency", "footprint", "accuracy", "output_error")
+    steps = ("recovered", "finetuned", "int8")
+    names = ("command", "environment", *figures, *steps, "layers", "weights", "notes", "stages")
     entries = {name: plain(getattr(report, name)) for name in names}
     return json.dumps({"schema_version": SCHEMA_VERSION, **entries}, indent=2) + "\n"
 

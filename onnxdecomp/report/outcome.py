@@ -163,6 +163,29 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What fine-tuning did.
+
+    Args:
+        n_tensors: Initializers that trained.
+        n_values: Numbers in them.
+        loss: What was made small.
+        held_out: That loss on samples set aside.
+        n_steps: Steps made.
+        best_step: The step whose numbers were taken; 0 when those from before were best.
+        notes: Sentences the user should read.
+    """
+
+    n_tensors: int
+    n_values: int
+    loss: str
+    held_out: BeforeAfter
+    n_steps: int
+    best_step: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a stage of a conversion cost."""
 
@@ -184,6 +207,7 @@ class Report:
         footprint: None when no weight was clustered.
         accuracy: None when it was not measured.
         recovered: Steps of closed-form recovery that brought the outputs nearer to the original's.
+        finetuned: What training did; None when nothing trained.
         int8: Nodes of the decomposed model that run in INT8, by key.
         weights: One outcome per stored weight, when weights were to be clustered.
         output_error: Largest relative error of a graph output against the original, on seeded input.
@@ -200,6 +224,7 @@ class Report:
     footprint: Footprint | None = None
     accuracy: Accuracy | None = None
     recovered: tuple[str, ...] = ()
+    finetuned: Tuning | None = None
     int8: tuple[str, ...] = ()
     weights: list[WeightOutcome] = field(default_factory=list)
     output_error: float | None = None

@@ -155,7 +155,7 @@ def time_chains(
     seed: int = 0,
     dtype: np.dtype | type = np.float32,
     n_runs: int = 20,
-    max_seconds: float = 2.5,
+    max_seconds: float = 1.5,
 ) -> tuple[Timing, list[Timing]]:
     """Time a layer and chains that could replace it, each alone in onnxruntime, interleaved.
 

@@ -29,8 +29,8 @@ WEAKER, WEAKER_STEPS = 1.05, 4
 SAME_DIVERGENCE = 1.05
 """A divergence below this many times another one is about the same."""
 
-N_PROBES = 3
-"""Options of each layer whose divergence is measured."""
+N_PROBES, N_PROBES_OF_LARGE = 3, 2
+"""Options of each layer whose divergence is measured, and of models whose looks are long."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,11 @@ def ballots(
     def diverge(layer: LayerOptions, option: Option) -> float:
         return trials.divergence({layer.key: layer.replacement(option)})
 
+    n_probes = N_PROBES_OF_LARGE if trials.looks_are_long else N_PROBES
     fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
     complete([(layer, fit) for layer, (fit, _) in zip(layers, fits, strict=True)], trials.jobs, track)
     return [
-        _ballot(layer, layer.options[fit], curve_of(layer, fit, moved, diverge, N_PROBES), cost)
+        _ballot(layer, layer.options[fit], curve_of(layer, fit, moved, diverge, n_probes), cost)
         for layer, (fit, moved) in zip(track(layers, "weighing layers"), fits, strict=True)
     ]
 
@@ -201,12 +202,15 @@ class Search:
         """Return a choice after the strongest recovery that helps it.
 
         That is one which moves the outputs nearer to the original's, or loses less without moving them much
-        further away: what a drop says in whole samples, the divergence says with less noise.
+        further away: what a drop says in whole samples, the divergence says with less noise. One that moves
+        them much further away, as where the samples are few, is not tried again on other choices.
         """
         for step in self._steps:
             changed = recover(step, pick.replaced, self._trials)
             drop, divergence = self._trials.compared(changed)
-            loses_less = drop.value < pick.drop.value and divergence < SAME_DIVERGENCE * pick.divergence
-            if divergence < pick.divergence or loses_less:
+            is_near = divergence < SAME_DIVERGENCE * pick.divergence
+            if divergence < pick.divergence or (is_near and drop.value < pick.drop.value):
                 return replace(pick, replaced=changed, drop=drop, divergence=divergence, recovered=[step])
+            if not is_near:
+                self._steps = tuple(other for other in self._steps if other != step)
         return pick

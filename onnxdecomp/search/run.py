@@ -24,7 +24,7 @@ from onnxdecomp.search.subject import Subject
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, new_study, open_cache, rank_step, timed_inputs
-from onnxdecomp.weights.fit import FITS
+from onnxdecomp.weights.fit import FEW_FITS, FITS
 from onnxdecomp.weights.moments import Moments
 
 LATENCY_AIM = 0.95
@@ -113,7 +113,7 @@ class NetworkSearch:
         self._targets, self._trials, self._config, self._track = targets, trials, config, track
         self._moments = gathered(model, targets, trials, config, track)
         live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
-        self._layers, self._reasons = _options(live, self._moments, trials.memory, config, track)
+        self._layers, self._reasons = _options(live, self._moments, trials, config, track)
         with watched(trials, track, "profiling"):
             in_place = costs_in_place(self._layers, trials, timed_inputs(trials.original, config))
         self._total_ms = in_place.total_ms
@@ -156,7 +156,7 @@ def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accurac
 
 
 def _options(
-    targets: Sequence[Target], moments: dict[str, Moments], memory: Memory, config: Config, track: Track
+    targets: Sequence[Target], moments: dict[str, Moments], trials: Trials, config: Config, track: Track
 ) -> tuple[list[LayerOptions], dict[str, str]]:
     """Return the options of the layers that have some, and why the others have none by key."""
     block = rank_step(config) if targets else None
@@ -166,9 +166,10 @@ def _options(
         for target, one in zip(targets, found, strict=True)
         if isinstance(one, str)
     }
-    fits = list(dict.fromkeys(fit.without(config.without) for fit in FITS))
+    tried = FEW_FITS if trials.looks_are_long else FITS
+    fits = list(dict.fromkeys(fit.without(config.without) for fit in tried))
     subjects = [one for one in found if isinstance(one, Subject)]
-    made = find_options(subjects, fits, jobs=_n_jobs(config), track=track, memory=memory)
+    made = find_options(subjects, fits, jobs=_n_jobs(config), track=track, memory=trials.memory)
     for subject, one in zip(subjects, made, strict=True):
         if isinstance(one, str):
             reasons[subject.target.group.layer.key] = one

@@ -36,9 +36,12 @@ BATCH, MIN_BATCHES = 8, 4
 """Samples run at once, fewer where that leaves too few batches: as fast as more on one thread, little memory,
 and something for each job to do."""
 
-MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 16, 512, 60e9
+LONG_LOOK = 4
+"""A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
+
+MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 64, 512, 60e9
 """Samples that last steps are solved on: as many as make so many multiply-accumulates in the layers of the
-original, within these bounds. Both models run as far as each layer in turn."""
+original, within these bounds. Both models run once on them."""
 
 
 class Trials:
@@ -54,6 +57,7 @@ class Trials:
         jobs: Batches that are run side by side where nothing is timed, each on one thread.
 
     Attributes:
+        looks_are_long: Whether it takes long to see what a single layer does to the outputs.
         known_outputs: What layers of the original put out on the recovery samples.
     """
 
@@ -86,6 +90,7 @@ class Trials:
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
+        self.looks_are_long = MIN_SENSITIVITY_SAMPLES * n_macs > LONG_LOOK * SENSITIVITY_MACS
         few = np.arange(min(n_few, count(parts.choose)))
         self._few = part(parts.choose, few)
         self._few_reference = {name: array[few] for name, array in reference.items()}

@@ -56,6 +56,10 @@ FITS = (WEIGHTS, SHRUNK, WHITENED, JOINT)
 """The fits that a search tries, each with a refitted last step."""
 
 
+FEW_FITS = (WEIGHTS, WHITENED, JOINT)
+"""Those that it tries where each takes long: the two ends, and the one that is best most often."""
+
+
 def default_fit(layer: Layer) -> Fit:
     """Return the fit for a layer when no network output decides: whitened matrices, plain kernels."""
     return WEIGHTS if layer.kernel else WHITENED

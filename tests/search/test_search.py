@@ -387,11 +387,11 @@ def test_a_latency_that_no_layer_in_place_brings_is_said_and_nothing_is_written(
 
 
 def test_a_layer_put_back_leaves_the_budget_kept(slow_in_place, model, calibration):
-    whole = search(model, calibration, max_drop=0.05, metric="sqnr")
+    whole = search(model, calibration, max_drop=0.15, metric="sqnr")
     slow_in_place("c2")
-    report = search(model, calibration, max_drop=0.05, metric="sqnr")
+    report = search(model, calibration, max_drop=0.15, metric="sqnr")
     assert {layer.key for layer in whole.decomposed} - {layer.key for layer in report.decomposed} == {"c2"}
-    assert report.accuracy.drop <= 0.05
+    assert report.accuracy.drop <= 0.15
     assert report.accuracy != whole.accuracy
 
 
