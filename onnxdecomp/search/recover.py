@@ -31,6 +31,10 @@ from onnxdecomp.weights.through_relu import fit_through_relu
 STEPS = ("relu", "asymmetric", "affine", "bias")
 """Names of the steps, strongest first."""
 
+LIGHT_STEPS = ("affine", "bias")
+"""Those with two unknowns per channel, for large models: few samples of these are run, whose places are
+alike, and whole last steps fitted to them do harm."""
+
 
 def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
     """Return the replacements with every last step solved anew; all are, when one of them is asked for.

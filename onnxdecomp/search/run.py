@@ -19,7 +19,7 @@ from onnxdecomp.search.goal import Goal, cost_of, costs_in_place, goal_of_ranks
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
-from onnxdecomp.search.recover import STEPS
+from onnxdecomp.search.recover import LIGHT_STEPS, STEPS
 from onnxdecomp.search.subject import Subject
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
@@ -118,7 +118,9 @@ class NetworkSearch:
             in_place = costs_in_place(self._layers, trials, timed_inputs(trials.original, config))
         self._total_ms = in_place.total_ms
         cost = cost_of(goal_of_ranks(config).target, in_place)
-        self._search = Search(ballots(self._layers, trials, cost, track), trials, _steps(config))
+        known = LIGHT_STEPS if trials.looks_are_long else STEPS
+        steps = [step for step in known if step not in config.without]
+        self._search = Search(ballots(self._layers, trials, cost, track), trials, steps)
 
     def chosen(self, goal: Goal) -> Searched:
         """Return a decision for every target.
@@ -192,10 +194,6 @@ def _subject(target: Target, moments: Moments | None, config: Config, block: int
 
 def _n_jobs(config: Config) -> int:
     return config.jobs or usable_cores()
-
-
-def _steps(config: Config) -> tuple[str, ...]:
-    return tuple(step for step in STEPS if step not in config.without)
 
 
 def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick | None:

@@ -23,7 +23,7 @@ from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, count
 from onnxdecomp.search.replacement import Replacements
 
-MIN_SENSITIVITY_SAMPLES = 8
+MIN_SENSITIVITY_SAMPLES = 6
 """Samples that the divergence of a single layer is measured on, at the least."""
 
 SENSITIVITY_MACS = 15e9
@@ -39,7 +39,7 @@ and something for each job to do."""
 LONG_LOOK = 4
 """A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
 
-MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 64, 512, 60e9
+MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 32, 512, 60e9
 """Samples that last steps are solved on: as many as make so many multiply-accumulates in the layers of the
 original, within these bounds. Both models run once on them."""
 

@@ -43,7 +43,7 @@ def n_run(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize(("looks", "expected"), [(0, 8), (20, 20), (1000, 24)])
+@pytest.mark.parametrize(("looks", "expected"), [(0, 6), (20, 20), (1000, 24)])
 def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_run, looks, expected):
     n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
     monkeypatch.setattr(trial, "SENSITIVITY_MACS", looks * n_macs)
