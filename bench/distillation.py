@@ -3,11 +3,11 @@
     python -m bench.distillation [--networks resnet20_cifar vgg_cifar] [--ways ...] [--steps 600]
                                  [--folder DIR] [-o bench/results/distillation.json]
 
-A conversion to a share of the MACs is fine-tuned towards the original, without labels: on the 512 samples it
-was fitted to, or on all other training images, mirrored and shifted; and with labels in addition. Conversion
-measures on 1,000 test images, training sees none. Accuracy is that on all 10,000 test images, with the
-standard error of the paired difference to the original. Training takes one thread. Conversions that stand in
-the folder are not made again.
+A network is converted to a share of its MACs: from weights alone, fitted to data, and recovered. The last is
+fine-tuned towards the original, without labels: on the 512 samples it was fitted to, or on all other training
+images, mirrored and shifted; and with labels in addition. Conversion measures on 1,000 test images, training
+sees none. Accuracy is that on all 10,000 test images, with the standard error of the paired difference to the
+original. Training takes one thread. Conversions that stand in the folder are not made again.
 """
 
 import argparse
@@ -37,6 +37,16 @@ EVALUATION = MODELS / "evaluation" / "cifar10.npz"
 
 SHARES = (0.33,)
 """Shares of the MACs."""
+
+LATER = ("bias", "relu", "asymmetric", "affine")
+"""Steps of recovery."""
+
+CONVERSIONS = {
+    "weights only": ("whitening", "refit", "joint", *LATER),
+    "fitted to data": ("refit", "joint", *LATER),
+    "converted": (),
+}
+"""What is left out of fitting; the last one is fine-tuned. Layers and ranks are chosen with data in each."""
 
 N_HELD_OUT = 256
 """Images that training stops by. Conversion was not fitted to them: on those it was, nothing looks better."""
@@ -109,11 +119,12 @@ def _moved(image: Images, rng: np.random.Generator) -> Images:
     return cut[:, :, ::-1] if rng.random() < 0.5 else cut
 
 
-def converted(network: Network, share: float, student: Path) -> dict[str, Any]:
+def converted(network: Network, share: float, student: Path, without: tuple[str, ...]) -> dict[str, Any]:
     """Convert a network unless that was done before, and return what to know of it."""
     told = student.with_suffix(".json")
     if not student.exists():
-        options: dict[str, Any] = {"calibration": str(CALIBRATION), "evaluation": str(EVALUATION)}
+        samples = {"calibration": str(CALIBRATION), "evaluation": str(EVALUATION)}
+        options: dict[str, Any] = {**samples, "without": without}
         report = convert(
             network.path, student, target_macs=share, max_drop=1.0, verify="none", jobs=1, **options
         )
@@ -129,11 +140,12 @@ def measured(network: Network, model: Path) -> dict[str, Any]:
 
 
 def rows(name: str, share: float, ways: Sequence[str], steps: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the figures of a network: as converted, and fine-tuned in every way."""
+    """Yield the figures of a network: converted with more and more of fitting, then fine-tuned."""
     network = Network.load(name)
-    student = folder / f"{name}-{share}.onnx"
-    about = converted(network, share, student)
-    yield {**about, "way": "converted", **measured(network, student)}
+    for conversion, without in CONVERSIONS.items():
+        student = folder / f"{name}-{share}-{conversion.replace(' ', '-')}.onnx"
+        about = converted(network, share, student, without)
+        yield {**about, "way": conversion, **measured(network, student)}
     for way in ways:
         options = WAYS[way]
         output = folder / "out.onnx"

@@ -27,7 +27,8 @@ def test_every_rank_policy_is_in_the_table(name):
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
 def test_every_option_the_readme_names_exists(option):
-    pages = [CliRunner().invoke(app, [c, "--help"]).output for c in ("convert", "inspect", "verify", "bench")]
+    commands = ("convert", "finetune", "inspect", "verify", "bench")
+    pages = [CliRunner().invoke(app, [command, "--help"]).output for command in commands]
     assert any(option in page for page in pages)
 
 
