@@ -20,8 +20,9 @@ from onnxdecomp.search.sensitivity import Curve, best_fit, curve_of
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.search.trial import Trials
 
-MAX_LOOKS = 6
-"""Choices that are evaluated to find the one that just keeps a budget; about three are, as a rule."""
+MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
+"""Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
+about three are, as a rule."""
 
 WEAKER, WEAKER_STEPS = 1.05, 4
 """Cost of the choice that is tried after one that did not hold on other samples, and how often at most."""
@@ -148,7 +149,7 @@ class Search:
         """
         least, most = max(self.least_cost, 1e-9), max(self.dense_cost, 1e-9)
         tried: list[tuple[float, Pick]] = []
-        for _ in range(MAX_LOOKS):
+        for _ in range(MAX_LOOKS_AT_LARGE if self._trials.looks_are_long else MAX_LOOKS):
             looks = [
                 Look(budget, pick.cost, self._predicted(pick.chosen), self._expected(pick))
                 for budget, pick in tried

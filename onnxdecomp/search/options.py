@@ -37,6 +37,9 @@ MIN_SHARED_MACS = 50_000_000
 """Less work than this takes no longer than starting workers: multiply-accumulates of all weights, each laid
 on the moment of its input once. Counted and not timed, since it must not change anything but the time."""
 
+MAX_OPTIONS, MAX_OPTIONS_OF_LARGE = 24, 12
+"""Options of a layer, and of one in a model whose runs are long."""
+
 MIN_FITTED, MAX_FITTED_MACS = 6, 15e9
 """Candidates of a layer that are fitted: so many at the least, or as many as take this work, counted alike.
 With many layers few options of each still make choices of every cost."""
@@ -137,6 +140,7 @@ def find_options(
     jobs: int = 1,
     track: Track = untracked,
     memory: Memory | None = None,
+    max_options: int = MAX_OPTIONS,
 ) -> list[LayerOptions | str]:
     """Return for each layer its options, or why it has none; the same for any number of jobs.
 
@@ -146,13 +150,16 @@ def find_options(
         jobs: Processes to factorize in.
         track: Shows progress over the layers.
         memory: Keeps what was found, for the next search of the same model on the same samples.
+        max_options: Options of a layer at most.
     """
     guide = next((fit for fit in fits if fit.shrinkage == SHRUNK.shrinkage), fits[0])
     work = _work(subject.study.layer for subject in subjects)
     with Workers(jobs if work >= MIN_SHARED_MACS else 1) as workers:
         spreads = _spreads(subjects, guide, workers, track, memory)
         timed = [
-            candidates if isinstance(candidates, str) else _timed(subject, subject.key(guide), candidates)
+            candidates
+            if isinstance(candidates, str)
+            else _timed(subject, subject.key(guide), candidates, max_options)
             for subject, candidates in zip(track(subjects, "timing"), spreads, strict=True)
         ]
         return _fitted(timed, fits, workers, track, memory)
@@ -179,7 +186,9 @@ def _work(layers: Iterable[Layer]) -> int:
     return sum(layer.n_params * patch_size(layer) for layer in layers)
 
 
-def _timed(subject: Subject, key: Mapping[str, object], candidates: list[Candidate]) -> Timed | str:
+def _timed(
+    subject: Subject, key: Mapping[str, object], candidates: list[Candidate], max_options: int
+) -> Timed | str:
     """Return the candidates that are faster than the layer and that none beats in time and error."""
     study = subject.study
     if study.measure is None:
@@ -198,12 +207,12 @@ def _timed(subject: Subject, key: Mapping[str, object], candidates: list[Candida
             least = candidate.error
     if not kept:
         return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
-    return Timed(subject, key, candidates, _thinned(kept, study.layer)[::-1])
+    return Timed(subject, key, candidates, _thinned(kept, study.layer, max_options)[::-1])
 
 
-def _thinned(kept: list[T], layer: Layer) -> list[T]:
+def _thinned(kept: list[T], layer: Layer, max_options: int) -> list[T]:
     """Return as many candidates of a layer as are worth fitting, evenly spread, both ends among them."""
-    n_kept = max(MIN_FITTED, int(MAX_FITTED_MACS / _work([layer])))
+    n_kept = max(MIN_FITTED, min(int(MAX_FITTED_MACS / _work([layer])), max_options))
     if len(kept) <= n_kept:
         return kept
     return [kept[round(index * (len(kept) - 1) / (n_kept - 1))] for index in range(n_kept)]

@@ -17,7 +17,7 @@ from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
 from onnxdecomp.search.goal import Goal, cost_of, costs_in_place, goal_of_ranks
 from onnxdecomp.search.memory import Memory
-from onnxdecomp.search.options import LayerOptions, find_options
+from onnxdecomp.search.options import MAX_OPTIONS, MAX_OPTIONS_OF_LARGE, LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
 from onnxdecomp.search.recover import LIGHT_STEPS, STEPS
 from onnxdecomp.search.subject import Subject
@@ -168,10 +168,18 @@ def _options(
         for target, one in zip(targets, found, strict=True)
         if isinstance(one, str)
     }
-    tried = FEW_FITS if trials.looks_are_long else FITS
+    is_large = trials.looks_are_long
+    tried = FEW_FITS if is_large else FITS
     fits = list(dict.fromkeys(fit.without(config.without) for fit in tried))
     subjects = [one for one in found if isinstance(one, Subject)]
-    made = find_options(subjects, fits, jobs=_n_jobs(config), track=track, memory=trials.memory)
+    made = find_options(
+        subjects,
+        fits,
+        jobs=_n_jobs(config),
+        track=track,
+        memory=trials.memory,
+        max_options=MAX_OPTIONS_OF_LARGE if is_large else MAX_OPTIONS,
+    )
     for subject, one in zip(subjects, made, strict=True):
         if isinstance(one, str):
             reasons[subject.target.group.layer.key] = one

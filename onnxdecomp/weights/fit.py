@@ -56,8 +56,8 @@ FITS = (WEIGHTS, SHRUNK, WHITENED, JOINT)
 """The fits that a search tries, each with a refitted last step."""
 
 
-FEW_FITS = (WEIGHTS, WHITENED, JOINT)
-"""Those that it tries where each takes long: the two ends, and the one that is best most often."""
+FEW_FITS = (WEIGHTS, JOINT)
+"""Those that it tries where each takes long."""
 
 
 def default_fit(layer: Layer) -> Fit:
