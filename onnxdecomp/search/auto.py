@@ -24,8 +24,8 @@ MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
 """Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
 about three are, as a rule."""
 
-WEAKER, WEAKER_STEPS = 1.05, 4
-"""Cost of the choice that is tried after one that did not hold on other samples, and how often at most."""
+WEAKER = 1.05
+"""Cost of the choice that is tried after one that did not hold on other samples; squared with each one more."""
 
 SAME_DIVERGENCE = 1.05
 """A divergence below this many times another one is about the same."""
@@ -178,10 +178,11 @@ class Search:
         """Return the cheapest accepted choice that holds on samples it was not chosen on.
 
         There it must not lose more than the budget, and over all samples together not more with the standard
-        error added. Where a choice does not hold, one that costs a little more is tried next.
+        error added. Where a choice does not hold, one that costs a little more is tried next, and then more
+        and more, up to the original.
         """
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
-        n_weaker = WEAKER_STEPS
+        weaker = WEAKER
         while waiting and waiting[0].replaced:
             pick = waiting.pop(0)
             drop = self.confirmed(pick)
@@ -189,10 +190,10 @@ class Search:
             if drop.value <= max_drop and whole.value + whole.standard_error <= max_drop:
                 return replace(pick, drop=drop)
             waiting = [other for other in waiting if other.cost > pick.cost]
-            if n_weaker and (not waiting or waiting[0].cost > WEAKER * pick.cost):
-                n_weaker -= 1
-                weaker = self.at_cost(WEAKER * pick.cost, recovering=True)
-                waiting[:0] = [weaker] if weaker and weaker.cost > pick.cost else []
+            if not waiting or waiting[0].cost > weaker * pick.cost:
+                other = self.at_cost(weaker * pick.cost, recovering=True)
+                waiting[:0] = [other] if other and other.cost > pick.cost else []
+            weaker **= 2
         return None
 
     def confirmed(self, pick: Pick) -> Drop:
