@@ -12,7 +12,7 @@ from math import inf
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
-from onnxdecomp.search.limit import Look, next_budget
+from onnxdecomp.search.limit import Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
@@ -24,8 +24,8 @@ MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
 """Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
 about three are, as a rule."""
 
-WEAKER = 1.05
-"""Cost of the choice that is tried after one that did not hold on other samples; squared with each one more."""
+LEAST_WEAKER = 1.1
+"""Loss of a choice that did not hold on other samples over that of the next one tried, at the least."""
 
 SAME_DIVERGENCE = 1.05
 """A divergence below this many times another one is about the same."""
@@ -159,7 +159,9 @@ class Search:
             if budget is None or pick is None:
                 break
             tried.append((budget, pick))
-        return self._confirmed([pick for _, pick in tried if self._expected(pick) <= max_drop], max_drop)
+        picks = sorted((pick for _, pick in tried), key=lambda pick: pick.cost)
+        accepted = [pick for pick in picks if self._expected(pick) <= max_drop]
+        return self._confirmed(accepted or picks[-1:], max_drop)
 
     def _expected(self, pick: Pick) -> float:
         """Return what a choice is expected to lose."""
@@ -175,25 +177,35 @@ class Search:
         return inf if chosen is None else self._predicted(chosen)
 
     def _confirmed(self, accepted: list[Pick], max_drop: float) -> Pick | None:
-        """Return the cheapest accepted choice that holds on samples it was not chosen on.
+        """Return the cheapest accepted choice that holds on samples it was not chosen on, or a weaker one.
 
         There it must not lose more than the budget, and over all samples together not more with the standard
-        error added. Where a choice does not hold, one that costs a little more is tried next, and then more
-        and more, up to the original.
+        error added. What is tried after a choice that does not hold is predicted to lose as much less as that
+        one loses too much.
         """
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
-        weaker = WEAKER
         while waiting and waiting[0].replaced:
             pick = waiting.pop(0)
             drop = self.confirmed(pick)
             whole = drop.pooled(pick.drop)
-            if drop.value <= max_drop and whole.value + whole.standard_error <= max_drop:
+            most = max(drop.value, whole.value + whole.standard_error)
+            if most <= max_drop:
                 return replace(pick, drop=drop)
             waiting = [other for other in waiting if other.cost > pick.cost]
-            if not waiting or waiting[0].cost > weaker * pick.cost:
-                other = self.at_cost(weaker * pick.cost, recovering=True)
-                waiting[:0] = [other] if other and other.cost > pick.cost else []
-            weaker **= 2
+            other = self._weaker(pick, most / max_drop if max_drop > 0 else inf)
+            if other is not None and (not waiting or other.cost < waiting[0].cost):
+                waiting.insert(0, other)
+        return None
+
+    def _weaker(self, pick: Pick, times: float) -> Pick | None:
+        """Return a choice that costs more and is predicted to lose so many times less; None at the end."""
+        wanted = self._predicted(pick.chosen) / max(times, LEAST_WEAKER)
+        budget = meeting(self._predicted_at, pick.cost, self.dense_cost, wanted)
+        while budget < self.dense_cost:
+            other = self.at_cost(budget, recovering=True)
+            if other is not None and other.cost > pick.cost:
+                return other
+            budget *= LEAST_WEAKER
         return None
 
     def confirmed(self, pick: Pick) -> Drop:

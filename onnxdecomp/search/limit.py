@@ -62,7 +62,7 @@ def next_budget(
     width, factor = log(high / low), _factor(looks, limit)
     if factor is None:
         return exp(log(low) + width / 2)
-    met = _meeting(predicted, low, high, AIM * limit / factor)
+    met = meeting(predicted, low, high, AIM * limit / factor)
     return exp(min(max(log(met), log(low) + MARGIN * width), log(high) - MARGIN * width))
 
 
@@ -77,7 +77,7 @@ def _factor(looks: Sequence[Look], limit: float) -> float | None:
     return nearest.lost / nearest.predicted
 
 
-def _meeting(predicted: Callable[[float], float], low: float, high: float, wanted: float) -> float:
+def meeting(predicted: Callable[[float], float], low: float, high: float, wanted: float) -> float:
     """Return the budget between two at which a prediction falls to what is wanted."""
     for _ in range(STEPS):
         middle = exp((log(low) + log(high)) / 2)
