@@ -1,0 +1,102 @@
+"""The choice across layers for a budget of accuracy, on losses that are known."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from onnxdecomp.ranks.knapsack import Option as Item
+from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.search import auto
+from onnxdecomp.search.auto import Ballot, Search
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
+"""Costs of the options of a layer."""
+
+
+def loss(layer: int, share: float) -> float:
+    return 0.001 * (1 + layer) * (share**-4 - 1)
+
+
+def ballot(layer: int, predicted: float) -> Ballot:
+    """Return a layer whose options are predicted to lose `predicted` times what they lose."""
+    named = SimpleNamespace(key=str(layer), replacement=lambda share: loss(layer, share))
+    items = [Item(0.0, 1.0), *(Item(predicted * loss(layer, share), share) for share in SHARES)]
+    return Ballot(named, list(SHARES), items)
+
+
+class Known:
+    """Evaluates by adding up what layers lose; on other samples all lose `elsewhere` times that."""
+
+    looks_are_long = False
+
+    def __init__(self, elsewhere: float, noise: float) -> None:
+        self.elsewhere, self.noise = elsewhere, noise
+        self.n_compared = 0
+
+    def drop(self, lost: float) -> Drop:
+        return Drop(lost, self.noise, 1.0, 1.0 - lost, 1000)
+
+    def compared(self, replaced):
+        self.n_compared += 1
+        return self.drop(sum(replaced.values())), sum(replaced.values())
+
+    def expected(self, drop, divergence):
+        return drop.value
+
+    def confirmed_with(self, replaced):
+        return self.drop(self.elsewhere * sum(replaced.values()))
+
+
+def found(*, max_drop=0.1, predicted=1.0, elsewhere=1.0, noise=0.0, n_layers=6):
+    trials = Known(elsewhere, noise)
+    search = Search([ballot(layer, predicted) for layer in range(n_layers)], trials, steps=())
+    return search.within_drop(max_drop), trials
+
+
+@pytest.mark.parametrize("predicted", [0.05, 1.0, 20.0])
+def test_a_choice_just_inside_the_budget_takes_few_looks(predicted):
+    pick, trials = found(predicted=predicted)
+    assert 0.08 < pick.drop.value <= 0.1
+    assert trials.n_compared <= 4
+
+
+@pytest.mark.parametrize("elsewhere", [1.2, 2.0, 5.0])
+def test_what_does_not_hold_on_other_samples_gives_way_to_what_does(elsewhere):
+    pick, trials = found(elsewhere=elsewhere)
+    assert 0.05 < pick.drop.value <= 0.1
+    assert trials.n_compared <= 10
+
+
+def test_the_standard_error_counts_against_a_choice():
+    certain, doubtful = (found(noise=noise)[0] for noise in (0.0, 0.05))
+    assert doubtful.drop.value < certain.drop.value
+    assert doubtful.cost > certain.cost
+
+
+def test_where_nothing_holds_everything_is_kept():
+    assert found(elsewhere=1e6)[0] is None
+
+
+def test_no_loss_at_all_keeps_everything():
+    assert found(max_drop=0.0)[0] is None
+
+
+def test_a_single_option_is_taken_where_it_holds_only_as_the_mildest(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.SHARES", (0.9,))
+    pick, _ = found(elsewhere=3.0, n_layers=1, max_drop=0.01)
+    assert pick.options == {"0": 0.9}
+
+
+def test_recovery_that_does_harm_is_not_tried_again(monkeypatch):
+    tried = []
+
+    def recover(step, replaced, trials):
+        tried.append(step)
+        factor = {"harms": 2.0, "helps": 0.5}[step]
+        return {key: factor * lost for key, lost in replaced.items()}
+
+    monkeypatch.setattr(auto, "recover", recover)
+    search = Search([ballot(layer, 1.0) for layer in range(4)], Known(1.0, 0.0), ("harms", "helps"))
+    picks = [search.at_cost(cost, recovering=True) for cost in (3.0, 2.5)]
+    assert tried == ["harms", "helps", "helps"]
+    assert [pick.recovered for pick in picks] == [["helps"], ["helps"]]
