@@ -60,7 +60,8 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
     """Solve the last steps, layer after layer."""
     current = dict(replaced)
     hidden = _before_relu(read_proto(trials.original)) if step == "relu" else frozenset()
-    outputs = [site.output for replacement in replaced.values() for site in replacement.group.main_sites]
+    groups = trials.searched or [replacement.group for replacement in replaced.values()]
+    outputs = [site.output for group in groups for site in group.main_sites]
     if not outputs:
         return current
     known, samples = trials.known_outputs, trials.recovery_samples

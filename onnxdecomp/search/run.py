@@ -30,6 +30,9 @@ from onnxdecomp.weights.moments import Moments
 LATENCY_AIM = 0.95
 """Share of a latency to be reached that the choice aims at: a run takes some time between its nodes too."""
 
+LEAST_MAX_OPTIONS, VARIANT_BYTES = 8, 2**30
+"""Options of each layer in a model so large that as many copies of it as options take more than this."""
+
 BARELY_FASTER = 0.999
 """Cost over the original's of the choice that loses least of those that are faster."""
 
@@ -114,6 +117,7 @@ class NetworkSearch:
         self._moments = gathered(model, targets, trials, config, track)
         live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
         self._layers, self._reasons = _options(live, self._moments, trials, config, track)
+        trials.searched = [layer.target.group for layer in self._layers]
         with watched(trials, track, "profiling"):
             in_place = costs_in_place(self._layers, trials, timed_inputs(trials.original, config))
         self._total_ms = in_place.total_ms
@@ -178,7 +182,10 @@ def _options(
         jobs=_n_jobs(config),
         track=track,
         memory=trials.memory,
-        max_options=MAX_OPTIONS_OF_LARGE if is_large else MAX_OPTIONS,
+        max_options=min(
+            MAX_OPTIONS_OF_LARGE if is_large else MAX_OPTIONS,
+            max(LEAST_MAX_OPTIONS, VARIANT_BYTES // trials.size_bytes),
+        ),
     )
     for subject, one in zip(subjects, made, strict=True):
         if isinstance(one, str):

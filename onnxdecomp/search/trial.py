@@ -1,6 +1,6 @@
 """Rewrite a model with some chains and see what that does to its outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
@@ -59,7 +60,11 @@ class Trials:
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
         known_outputs: What layers of the original put out on the recovery samples.
+        searched: Layers that may be replaced, if that is known: recovery runs batches in which the outputs of
+            all of them fit, so that what is known of the original stays known for other choices.
     """
+
+    searched: Sequence[LayerGroup] = ()
 
     watch: Callable[[], object] | None = None
     """Called after each run of a model over samples, to show how far the work is."""
@@ -104,6 +109,11 @@ class Trials:
 
     def __exit__(self, *error: object) -> None:
         self._scratch.cleanup()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the original."""
+        return self._model.size_bytes
 
     @property
     def fit_samples(self) -> Samples:
