@@ -127,8 +127,7 @@ def finetune(
         VerificationError: The written model does not have the loss that training found; nothing is written.
     """
     settings = configured(settings, options)
-    if find_spec("torch") is None:
-        raise UsageError(NO_TORCH)
+    require_torch()
     model, original = load(student), load(teacher) if teacher is not None else None
     _refuse_overwriting(output, model, original)
     check_floating(model)
@@ -178,6 +177,16 @@ def _settled(trained: "Trained", before: "Loss", after: "Loss") -> tuple[int, tu
         )
         return 0, tuple(notes)
     return trained.best_step, tuple(notes)
+
+
+def require_torch() -> None:
+    """Refuse to go on where torch is not installed.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if find_spec("torch") is None:
+        raise UsageError(NO_TORCH)
 
 
 def _refuse_overwriting(output: str | Path | None, model: Model, original: Model | None) -> None:

@@ -5,7 +5,6 @@ tried first; where training does not bring it back, the next one has less to win
 """
 
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import UsageError
-from onnxdecomp.finetuning import NO_TORCH, Finetuning, finetune
+from onnxdecomp.finetuning import Finetuning, finetune, require_torch
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.put_back import Staged
 from onnxdecomp.report.outcome import BeforeAfter, Tuning
@@ -35,8 +33,7 @@ def check_trainable(model: Model) -> None:
         UsageError: torch is not installed.
         ModelError: torch cannot evaluate some operators, all of which are named.
     """
-    if find_spec("torch") is None:
-        raise UsageError(NO_TORCH)
+    require_torch()
     from onnxdecomp.tune.network import Network  # torch takes a second to import
 
     Network(model)

@@ -120,7 +120,7 @@ def test_only_a_search_within_a_budget_goes_further_for_training(options, expect
 
 
 def test_without_torch_the_extra_is_named_before_any_work(monkeypatch, source, calibration):
-    monkeypatch.setattr("onnxdecomp.tuned.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxdecomp.finetuning.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"onnxdecomp\[finetune\]"):
         searched(source, calibration, finetune=10)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,8 +34,6 @@ from onnxdecomp.runtime.patches import PatchSums, PlaceSampler, Reader
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
 from onnxdecomp.weights.moments import Moments
-
-T = TypeVar("T")
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps what is worked through, given what is being done, and shows how far that is."""
@@ -117,10 +115,11 @@ def stream_moments(
         n_samples = sum(n_samples_in(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples) for group in members]
         shown = track(feeds, "gathering moments") if track else feeds
-        batches_run = run_batches(partial(run, session), feeds, jobs)
-        for _, (feed, tensors) in zip(shown, batches_run, strict=True):
-            add = partial(_Gathering.add, tensors=tensors, n_samples=n_samples_in(feed))
-            deque(in_order(add, gathering, jobs), maxlen=0)
+        batches_run = in_order(partial(run, session), feeds, min(jobs, MAX_AHEAD))
+        with threadpool_limits(1, "blas"):
+            for feed, tensors in zip(shown, batches_run, strict=True):
+                add = partial(_Gathering.add, tensors=tensors, n_samples=n_samples_in(feed))
+                deque(in_order(add, gathering, jobs), maxlen=0)
         del session, tensors
         while gathering:
             one = gathering.pop(0)
@@ -155,14 +154,6 @@ class _Gathering:
         for name, reader, sampler in self.sites:
             for places in sampler.draw(reader.shape(tensors[name]), n_samples):
                 self.sums.add(reader.patches(tensors[name], places))
-
-
-def run_batches(
-    function: Callable[[Feeds], T], feeds: Sequence[Feeds], jobs: int
-) -> Iterator[tuple[Feeds, T]]:
-    """Yield each feed with what a function makes of it; meanwhile BLAS has one thread."""
-    with threadpool_limits(1, "blas"):
-        yield from zip(feeds, in_order(function, feeds, min(jobs, MAX_AHEAD)), strict=True)
 
 
 def samplers_of(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:

@@ -52,9 +52,10 @@ class Passage:
         """
         live = _live_at(proto.graph, place)
         wanted = list(dict.fromkeys([*names, *live]))
-        if between(proto, self._kept, wanted) is None:  # not behind the place that was moved to
-            self._kept = self._start
         part = between(proto, self._kept, wanted)
+        if part is None:  # not behind the place that was moved to
+            self._kept = self._start
+            part = between(proto, self._kept, wanted)
         assert part is not None
         moved: list[Feeds] | None = []
         size_bytes = 0

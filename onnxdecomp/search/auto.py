@@ -186,7 +186,7 @@ class Search:
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
         while waiting and waiting[0].replaced:
             pick = waiting.pop(0)
-            drop = self.confirmed(pick)
+            drop = self._trials.confirmed_with(pick.replaced)
             whole = drop.pooled(pick.drop)
             most = max(drop.value, whole.value + whole.standard_error)
             if most <= max_drop:
@@ -207,10 +207,6 @@ class Search:
                 return other
             budget *= LEAST_WEAKER
         return None
-
-    def confirmed(self, pick: Pick) -> Drop:
-        """Return what a choice loses on the samples that no decision was made on."""
-        return self._trials.confirmed_with(pick.replaced)
 
     def _recovered(self, pick: Pick) -> Pick:
         """Return a choice after the strongest recovery that helps it.
