@@ -74,6 +74,7 @@ class Study:
         asked_for: True when the user named the method, so that its cost is no reason to leave it out.
         measure: Times candidates; None when nothing can be timed.
         data: What samples say about the layer; None for a choice from the weight alone.
+        max_solve_flops: Work of a solve that is worth it where nobody asked for the method.
     """
 
     layer: Layer
@@ -84,6 +85,7 @@ class Study:
     asked_for: bool = False
     measure: Measure | None = None
     data: Data | None = None
+    max_solve_flops: float = SOLVE_FLOPS
     _analyses: dict[str, tuple[Ranks | None, Analysis]] = field(default_factory=dict, repr=False)
 
     def analysis(self, method: Method, max_ranks: Ranks | None = None) -> Analysis:
@@ -117,7 +119,8 @@ class Study:
 
     def worth_solving(self, method: Method, ranks: Ranks) -> bool:
         """Tell whether a solve at `ranks` is affordable in an automatic choice, or was asked for by name."""
-        return method.nested or self.asked_for or method.solve_flops(self.layer, ranks) <= SOLVE_FLOPS
+        cheap = method.nested or method.solve_flops(self.layer, ranks) <= self.max_solve_flops
+        return cheap or self.asked_for
 
     def shrinks(self, candidate: Candidate) -> bool:
         """Tell whether a candidate has fewer weights than the layer and no more MACs."""

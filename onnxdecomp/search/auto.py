@@ -5,7 +5,7 @@ The predicted divergences of the layers add up, so a knapsack finds the choice f
 it was not made on; where they disagree a weaker choice is taken.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -16,7 +16,7 @@ from onnxdecomp.search.limit import Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
-from onnxdecomp.search.sensitivity import Curve, best_fit, curve_of
+from onnxdecomp.search.sensitivity import Curve, best_fit, curves_of
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.search.trial import Trials
 
@@ -31,7 +31,8 @@ SAME_DIVERGENCE = 1.05
 """A divergence below this many times another one is about the same."""
 
 N_PROBES, N_PROBES_OF_LARGE = 3, 2
-"""Options of each layer whose divergence is measured, and of models whose looks are long."""
+"""Options of each layer whose divergence is measured, and of models whose looks are long; and one more for
+every further method."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,17 @@ def ballots(
     fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
     complete([(layer, fit) for layer, (fit, _) in zip(layers, fits, strict=True)], trials.jobs, track)
     return [
-        _ballot(layer, layer.options[fit], curve_of(layer, fit, moved, diverge, n_probes), cost)
+        _ballot(layer, layer.options[fit], curves_of(layer, fit, moved, diverge, n_probes), cost)
         for layer, (fit, moved) in zip(track(layers, "weighing layers"), fits, strict=True)
     ]
 
 
-def _ballot(layer: LayerOptions, options: list[Option], curve: Curve, cost: Cost) -> Ballot:
+def _ballot(layer: LayerOptions, options: list[Option], curves: Mapping[str, Curve], cost: Cost) -> Ballot:
     dense = Item(0.0, cost(layer, None))
-    found = [(option, Item(curve(option.error), cost(layer, option))) for option in options]
+    found = [
+        (option, Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
+        for option in options
+    ]
     worth = [(option, item) for option, item in found if item.cost < dense.cost]
     return Ballot(layer, [option for option, _ in worth], [dense, *(item for _, item in worth)])
 

@@ -20,17 +20,22 @@ from onnxdecomp.weights.refit import Metric
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.33, 0.27, 0.22, 0.18, 0.14, 0.11, 0.08, 0.06)
 """Shares of a layer's MACs at which every method shows its best candidate."""
 
-SOLVED_SHARES = (0.5, 0.33, 0.22, 0.14, 0.08)
-"""The same for methods that need a solve at each rank."""
+SOLVED_SHARES = (0.33, 0.22, 0.14, 0.1, 0.07, 0.05, 0.035)
+"""The same for methods that need a solve at each rank: CP pays at few components."""
+
+MAX_SOLVE_FLOPS = 6e10
+"""Work of one of those solves at the most: about one and a half seconds on one core."""
 
 MIN_SOLVED_TAPS = 25
 """Kernels below this size are left to the closed forms in an automatic search: CP pays on large kernels."""
 
 SLACK = 1.15
-"""A candidate whose estimated error is above this many times the least at its cost is not looked at again."""
+"""A candidate whose estimated error is above this many times the least at its cost is not looked at again.
+Methods with spectra and those that need a solve are compared among themselves: the estimate is made before
+steps are fitted together, by which CP gains more."""
 
 MAX_TIMED = 24
-"""Candidates of a layer that are timed."""
+"""Candidates of a layer with spectra, and without, that are timed."""
 
 MAX_HELD_BYTES = 2**28
 """What the layers that chains were made of last may take together."""
@@ -75,7 +80,7 @@ class Fitted:
 
 def spread(task: Task) -> list[Candidate] | str:
     """Return the candidates worth timing, those with the most MACs first, or why there are none."""
-    study = _with_data(task)
+    study = replace(_with_data(task), max_solve_flops=MAX_SOLVE_FLOPS)
     assert study.data is not None
     if study.data.metric.energy <= 0:
         return "its output is constant on the calibration samples, so nothing can be fitted"
@@ -85,15 +90,9 @@ def spread(task: Task) -> list[Candidate] | str:
             candidate = within_budget(study, method, lambda c, s=share: _fits(study, c, s))  # type: ignore[misc]
             if candidate is not None and study.shrinks(candidate):
                 found[method.full_name, candidate.ranks] = candidate
-    ordered = sorted(found.values(), key=lambda c: (c.n_macs or 0, c.error))
-    kept: list[Candidate] = []
-    least = float("inf")
-    for candidate in ordered:
-        if candidate.error <= SLACK * least:
-            kept.append(candidate)
-        least = min(least, candidate.error)
-    kept = kept[::-1] if len(kept) <= MAX_TIMED else _thinned(kept)[::-1]
-    return kept or "no method makes it smaller"
+    nested = _promising([candidate for candidate in found.values() if candidate.method.nested])
+    solved = _promising([candidate for candidate in found.values() if not candidate.method.nested])
+    return sorted(nested + solved, key=_by_macs, reverse=True) or "no method makes it smaller"
 
 
 def fitted(tasks: Sequence[Task]) -> list[list[Fitted]]:
@@ -183,7 +182,20 @@ def _fitted(study: Study, candidate: Candidate, task: Task) -> Fitted:
     return Fitted(chain, error, bias)
 
 
-def _thinned(kept: list[Candidate]) -> list[Candidate]:
+def _by_macs(candidate: Candidate) -> tuple[int, float]:
+    return candidate.n_macs or 0, candidate.error
+
+
+def _promising(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the candidates that are not much worse than a smaller one, so many as are timed."""
+    kept: list[Candidate] = []
+    least = float("inf")
+    for candidate in sorted(candidates, key=_by_macs):
+        if candidate.error <= SLACK * least:
+            kept.append(candidate)
+        least = min(least, candidate.error)
+    if len(kept) <= MAX_TIMED:
+        return kept
     step = len(kept) / MAX_TIMED
     return [kept[int(index * step)] for index in range(MAX_TIMED)]
 

@@ -1,7 +1,7 @@
 """What each layer may become: methods and ranks over a range of costs, fitted to data and timed.
 
 For every method one aligned candidate per share of the layer's MACs; those that another one beats in both
-time and estimated error go. The one in the middle of the rest is fitted in each way of `weights.fit`; the
+time and estimated error go. One in the cheaper half of the rest is fitted in each way of `weights.fit`; the
 others follow in the way that serves the network best (`complete`), or when they are asked for.
 
 Layers are factorized side by side before and after all of them are timed, one after the other: nothing else
@@ -40,9 +40,9 @@ on the moment of its input once. Counted and not timed, since it must not change
 MAX_OPTIONS, MAX_OPTIONS_OF_LARGE = 24, 12
 """Options of a layer, and of one in a model whose runs are long."""
 
-MIN_FITTED, MAX_FITTED_MACS = 6, 15e9
-"""Candidates of a layer that are fitted: so many at the least, or as many as take this work, counted alike.
-With many layers few options of each still make choices of every cost."""
+MIN_FITTED, MAX_FITTED_MACS = 6, 3e10
+"""Candidates of a layer that are fitted: so many or half of its options at the least, or as many as take
+this work, counted alike."""
 
 SPREAD, ERRORS = "spread", "fitted"
 """Kinds of what is remembered: the candidates of a layer, and their errors on the data in one fit."""
@@ -200,11 +200,11 @@ def _timed(
     faster = [(c, m) for c, m in zip(candidates, timings, strict=True) if m.speedup_low > 1.0]
     faster.sort(key=lambda pair: (pair[1].chain_ms / pair[1].dense_ms, pair[0].error))
     kept: list[tuple[Candidate, Measured]] = []
-    least = float("inf")
+    least = {True: float("inf"), False: float("inf")}  # by kind, as in `fitting.SLACK`
     for candidate, timing in faster:
-        if candidate.error < least:
+        if candidate.error < least[candidate.method.nested]:
             kept.append((candidate, timing))
-            least = candidate.error
+            least[candidate.method.nested] = candidate.error
     if not kept:
         return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
     return Timed(subject, key, candidates, _thinned(kept, study.layer, max_options)[::-1])
@@ -212,7 +212,7 @@ def _timed(
 
 def _thinned(kept: list[T], layer: Layer, max_options: int) -> list[T]:
     """Return as many candidates of a layer as are worth fitting, evenly spread, both ends among them."""
-    n_kept = max(MIN_FITTED, min(int(MAX_FITTED_MACS / _work([layer])), max_options))
+    n_kept = max(MIN_FITTED, max_options // 2, min(int(MAX_FITTED_MACS / _work([layer])), max_options))
     if len(kept) <= n_kept:
         return kept
     return [kept[round(index * (len(kept) - 1) / (n_kept - 1))] for index in range(n_kept)]
@@ -238,10 +238,10 @@ class Way:
         """Return the options, cheapest last."""
         return [self._option(candidate, timing) for candidate, timing in self._timed.kept]
 
-    def unknown(self, *, middle: bool) -> Task | None:
-        """Return the work of all candidates whose error is not known, or of the middle one alone."""
+    def unknown(self, *, typical: bool) -> Task | None:
+        """Return the work of all candidates whose error is not known, or of the typical one alone."""
         kept = self._timed.kept
-        wanted = [kept[middle_of(len(kept))]] if middle else kept
+        wanted = [kept[typical_of(len(kept))]] if typical else kept
         missing = [c for c, _ in wanted if name_of(c) not in self._errors]
         return self._task(missing) if missing else None
 
@@ -280,9 +280,9 @@ class Way:
         return self._timed.subject.task(self._fit, candidates, self._timed.spread)
 
 
-def middle_of(n_options: int) -> int:
-    """Return which of the options of a layer every fit is tried at."""
-    return n_options // 2
+def typical_of(n_options: int) -> int:
+    """Return which of the options of a layer, the cheapest last, every fit is tried at."""
+    return (2 * n_options) // 3
 
 
 def complete(chosen: Sequence[tuple[LayerOptions, str]], jobs: int = 1, track: Track = untracked) -> None:
@@ -295,12 +295,12 @@ def complete(chosen: Sequence[tuple[LayerOptions, str]], jobs: int = 1, track: T
     """
     work = _work(layer.target.group.layer for layer, _ in chosen)
     with Workers(jobs if work >= MIN_SHARED_MACS else 1) as workers:
-        _make([[layer.ways[fit]] for layer, fit in chosen], workers, track, middle=False)
+        _make([[layer.ways[fit]] for layer, fit in chosen], workers, track, typical=False)
 
 
-def _make(ways: Sequence[Sequence[Way]], workers: Workers, track: Track, *, middle: bool) -> None:
+def _make(ways: Sequence[Sequence[Way]], workers: Workers, track: Track, *, typical: bool) -> None:
     """Make what is not known of the ways of each layer, layers side by side."""
-    tasks = [[(way, task) for way in own if (task := way.unknown(middle=middle))] for own in ways]
+    tasks = [[(way, task) for way in own if (task := way.unknown(typical=typical))] for own in ways]
     made = workers.map(fitted, [[task for _, task in own] for own in tasks if own])
     for own in track(tasks, "fitting"):
         for (way, task), found in zip(own, next(made) if own else [], strict=True):
@@ -318,7 +318,7 @@ def _fitted(
         else {f.name: Way(one, f, fitter, memory) for f in distinct_fits(fits, one.subject.study.layer)}
         for one in timed
     ]
-    _make([list(own.values()) for own in ways], workers, track, middle=True)
+    _make([list(own.values()) for own in ways], workers, track, typical=True)
     return [
         one
         if isinstance(one, str)

@@ -76,18 +76,26 @@ class LastStep:
         spec: The last step.
         seen: ``(G, M k, M k)``, moment of what the last step sees.
         wanted: ``(G, O/G, M k)``, of what it sees with what the layer should put out.
+        across: ``(G, M k, D)``, of what it sees with the patch.
     """
 
     metric: Metric
     spec: StepSpec
     seen: Moment
     wanted: Moment
+    across: Moment
 
     @classmethod
     def of(
-        cls, metric: Metric, specs: Sequence[StepSpec], weights: Sequence[FloatArray]
+        cls,
+        metric: Metric,
+        specs: Sequence[StepSpec],
+        weights: Sequence[FloatArray],
+        rows: Sequence[Moment] = (),
     ) -> "LastStep | None":
         """Return the problem of a chain; None for a depthwise last step, which is no matrix.
+
+        For a chain whose steps change, `rows` holds what `rows_by_tap` took from the moment once for all.
 
         Work: ``2 G M n (k^2 n + k O/G)`` operations, ``n`` being the values that one value before the last
         step is a weighted sum of and k the taps of the last kernel. For a spatial split that is k times less
@@ -102,15 +110,23 @@ class LastStep:
         n_rows, n_taps = mapped.shape[1], len(parts)
         seen = np.empty((layer.group, n_rows, n_taps, n_rows, n_taps))
         wanted = np.empty((layer.group, metric.weight.shape[1], n_rows, n_taps))
+        across = np.empty((layer.group, n_rows, n_taps, metric.moment.shape[1]))
         for tap, own in enumerate(parts):
             wanted[..., tap] = metric.product[:, :, own] @ mapped.swapaxes(1, 2)
-            rows = mapped @ metric.moment[:, own]  # (G, M, D)
+            across[:, :, tap] = _times(mapped, rows[tap] if rows else metric.moment[:, own])
             for other in range(tap + 1):
-                block = rows[:, :, parts[other]] @ mapped.swapaxes(1, 2)  # (G, M, M)
+                block = across[:, :, tap, parts[other]] @ mapped.swapaxes(1, 2)  # (G, M, M)
                 seen[:, :, tap, :, other] = block
                 seen[:, :, other, :, tap] = block.swapaxes(1, 2)
         size = n_rows * n_taps
-        return cls(metric, last, seen.reshape(-1, size, size), wanted.reshape(layer.group, -1, size))
+        groups = layer.group
+        return cls(
+            metric,
+            last,
+            seen.reshape(groups, size, size),
+            wanted.reshape(groups, -1, size),
+            across.reshape(groups, size, -1),
+        )
 
     def solved(self) -> FloatArray:
         """Return the last step ``(O, M, *k)`` with the least error on the data."""
@@ -122,6 +138,23 @@ class LastStep:
         gained = 2 * np.sum(blocks * self.wanted) - np.sum((blocks @ self.seen) * blocks)
         energy = self.metric.energy
         return float(np.sqrt(max(energy - float(gained), 0.0) / energy)) if energy > 0 else 0.0
+
+    def slope(self, weight: FloatArray) -> Moment:
+        """Return ``(G, O/G, D)``: the error of the whole weight with this last step, times the moment."""
+        return weight.reshape(self.wanted.shape) @ self.across - self.metric.product
+
+
+def rows_by_tap(metric: Metric, last: StepSpec, dtype: type[np.floating]) -> list[Moment]:
+    """Return for each tap of a last step the rows ``(G, n, D)`` of the moment that it is reached from."""
+    parts = _parts(metric.layer, last)
+    if len(parts) == 1:
+        return [metric.moment.astype(dtype, copy=False)]
+    return [metric.moment[:, own].astype(dtype, copy=False) for own in parts]
+
+
+def _times(left: FloatArray, right: Moment) -> FloatArray:
+    """Multiply in the precision of the right side, the large one."""
+    return left.astype(right.dtype, copy=False) @ right
 
 
 def ridge_solve(seen: Moment, wanted: Moment, ridge: float = RIDGE) -> Moment:

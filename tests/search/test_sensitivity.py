@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxdecomp.search.sensitivity import Curve
+from onnxdecomp.search.options import LayerOptions, typical_of
+from onnxdecomp.search.sensitivity import Curve, best_fit, curves_of
 
 numbers = st.floats(1e-4, 1.0)
 
@@ -36,3 +40,47 @@ def test_keeping_the_layer_costs_nothing():
 def test_a_layer_the_output_does_not_depend_on_costs_next_to_nothing():
     assert Curve([0.1, 0.3], [0.0, 0.0])(0.5) < 1e-9
     assert np.isfinite(Curve([0.1], [0.0])(1.0))
+
+
+def test_a_single_measurement_grows_with_the_slope_that_is_given():
+    assert Curve([0.1], [0.01], 3.0)(0.2) == pytest.approx(0.08)
+
+
+def options_of(*named: tuple[str, float]) -> LayerOptions:
+    """Return a layer with options of these methods and errors, cheapest last."""
+    options = [
+        SimpleNamespace(candidate=SimpleNamespace(method=SimpleNamespace(name=name)), error=error)
+        for name, error in named
+    ]
+    return cast("LayerOptions", SimpleNamespace(options={"fit": options}))
+
+
+def test_every_method_has_a_curve_of_its_own_and_a_lesser_one_the_slope_of_the_first():
+    layer = options_of(("svd", 0.1), ("cp", 0.1), ("svd", 0.2), ("svd", 0.3), ("svd", 0.4), ("cp", 0.4))
+    times = {"svd": 1.0, "cp": 0.2}
+    asked = []
+
+    def diverge(layer, option):
+        asked.append(option)
+        return times[option.candidate.method.name] * option.error**3
+
+    typical = layer.options["fit"][typical_of(6)]
+    curves = curves_of(layer, "fit", diverge(layer, typical), diverge, n_probes=3)
+    assert len(asked) == 4  # three of the first method, one of the other
+    for name, scale in times.items():
+        assert curves[name](0.25) == pytest.approx(scale * 0.25**3, rel=0.1)
+
+
+def test_what_was_measured_before_is_not_measured_again():
+    layer = options_of(("svd", 0.1), ("svd", 0.2), ("svd", 0.3))
+    asked = []
+    curves_of(layer, "fit", 0.5, lambda _, option: asked.append(option.error) or 1.0, n_probes=3)
+    assert asked == [0.1]
+
+
+def test_the_fit_is_chosen_at_an_option_in_the_cheaper_half():
+    layer = cast(
+        "LayerOptions",
+        SimpleNamespace(options={"a": [1.0, 2.0, 3.0, 4.0], "b": [9.0, 9.0, 2.0, 9.0]}),
+    )
+    assert best_fit(layer, lambda _, option: option) == ("b", 2.0)
