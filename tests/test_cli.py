@@ -91,7 +91,7 @@ def test_a_recipe_and_options_combine():
     Path("recipe.toml").write_text('rank = "none"\n[op_type.Gemm]\nrank = "4"\n')
     result = call("convert", "in.onnx", "out.onnx", "--recipe", "recipe.toml", "--verify", "layers")
     assert result.exit_code == WRITTEN
-    assert "1 layers decomposed" in result.stdout
+    assert "1 layer decomposed" in result.stdout
 
 
 def test_inspect_shows_every_layer():

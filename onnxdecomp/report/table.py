@@ -70,12 +70,12 @@ def report_table(report: Report) -> RenderableType:
         parts.append(_decomposed_table(report.decomposed))
     kept = [layer for layer in report.layers if layer.status == "kept"]
     if kept:
-        parts.append(_reasons_table("layers kept", [(layer.key, layer.reason) for layer in kept]))
+        parts.append(_reasons_table("layer", "kept", [(layer.key, layer.reason) for layer in kept]))
     if report.clustered:
         parts.append(_clustered_table(report.clustered))
     dense = [weight for weight in report.weights if weight.status == "dense"]
     if dense:
-        parts.append(_reasons_table("weights stay dense", [(w.name, w.reason) for w in dense]))
+        parts.append(_reasons_table("weight", "kept dense", [(w.name, w.reason) for w in dense]))
     parts.append(_summary(report))
     parts.extend(Text(note) for note in report.notes)
     return Group(*parts)
@@ -101,7 +101,7 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
     fitted = any(layer.fit for layer in layers)
     words = ("layer", "operator", "weight", "method", *(("fit",) if fitted else ()))
     figures = ("ranks", "weight error", "error on data" if fitted else "output error", "weights", "MACs")
-    table = plain_table(f"{len(layers)} layers decomposed", *words, *figures, left=len(words))
+    table = plain_table(f"{_counted(len(layers), 'layer')} decomposed", *words, *figures, left=len(words))
     for layer in layers:
         table.add_row(
             Text(layer.key),
@@ -121,7 +121,7 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
 def _clustered_table(weights: list[WeightOutcome]) -> Table:
     words = ("weight", "operator", "shape")
     figures = ("bits", "centroids", "weight error", "error on data", "bytes", "ratio")
-    table = plain_table(f"{len(weights)} weights clustered", *words, *figures, left=len(words))
+    table = plain_table(f"{_counted(len(weights), 'weight')} clustered", *words, *figures, left=len(words))
     for weight in weights:
         groups = f"{weight.n_codebooks} x " if weight.n_codebooks != 1 else ""
         table.add_row(
@@ -156,12 +156,17 @@ def packing_table(done: str, files: Sequence[str], size_bytes: BeforeAfter) -> T
     return table
 
 
-def _reasons_table(title: str, named: list[tuple[str, str]]) -> Table:
+def _counted(number: int, thing: str) -> str:
+    """Return a number of things: ``1 layer``, ``2 layers``."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _reasons_table(thing: str, what: str, named: list[tuple[str, str]]) -> Table:
     """List names with reasons, those with the same reason in one row."""
     reasons: dict[str, list[str]] = {}
     for name, reason in named:
         reasons.setdefault(reason, []).append(name)
-    table = plain_table(f"{len(named)} {title}", title.split()[0], "reason", left=2)
+    table = plain_table(f"{_counted(len(named), thing)} {what}", thing, "reason", left=2)
     for reason, names in reasons.items():
         table.add_row(Text(some(names)), Text(reason))
     return table

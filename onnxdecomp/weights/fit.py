@@ -6,7 +6,7 @@ like methods and ranks are, and the search over a network tries them on the netw
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +14,8 @@ from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks, recompose
 from onnxdecomp.weights.joint import jointly_fitted, n_steps_of
 from onnxdecomp.weights.moments import Moments
-from onnxdecomp.weights.refit import Metric, refitted
-from onnxdecomp.weights.whiten import Root, WhitenedAnalysis, first_axes, root_of
-
-MAX_ROOT = 2048
-"""Largest root of a moment: beyond it only the channels are whitened, or nothing."""
+from onnxdecomp.weights.refit import MAX_ROOT, Metric, refitted
+from onnxdecomp.weights.whiten import WhitenedAnalysis, first_axes
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def distinct_fits(fits: Sequence[Fit], layer: Layer) -> list[Fit]:
     return list(dict.fromkeys(own))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     """What samples say about one layer, and how it is used.
 
@@ -88,7 +85,6 @@ class Data:
 
     metric: Metric
     fit: Fit
-    _roots: dict[tuple[int, ...], Root] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, layer: Layer, weight: FloatArray, moments: Moments, fit: Fit, *, with_bias: bool) -> "Data":
@@ -105,9 +101,9 @@ class Data:
     ) -> Analysis:
         """Analyze a weight in the metric of the fit's basis."""
         axes = first_axes(layer, method.plan(layer, method.rank_bounds(layer))[0])
-        root = self._root(layer, axes)
-        if root is None:
+        if self.fit.shrinkage >= 1.0 or layer.weight_shape[1] > MAX_ROOT:
             return method.analyze(layer, weight, rng, max_ranks)
+        root = self.metric.root(axes, self.fit.shrinkage)
         return WhitenedAnalysis(method, layer, weight, root, rng, max_ranks)
 
     def fitted(self, chain: Chain) -> tuple[Chain, float]:
@@ -116,16 +112,3 @@ class Data:
             start = refitted(chain, self.metric)
             return (jointly_fitted(start[0], self.metric) or start) if self.fit.joint else start
         return chain, self.metric.error(recompose(chain.specs, chain.weights, chain.layer.group))
-
-    def _root(self, layer: Layer, axes: tuple[int, ...]) -> Root | None:
-        """Return the root over what a first step sees; None for no whitening."""
-        if self.fit.shrinkage >= 1.0:
-            return None
-        size = layer.weight_shape[1]
-        if size * int(np.prod([layer.kernel[axis] for axis in axes])) > MAX_ROOT:
-            axes = ()
-        if size > MAX_ROOT:
-            return None
-        if axes not in self._roots:
-            self._roots[axes] = root_of(layer, self.metric.moment, axes, self.fit.shrinkage)
-        return self._roots[axes]

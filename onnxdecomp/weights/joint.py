@@ -21,7 +21,7 @@ from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.weights.moments import Moment
 from onnxdecomp.weights.refit import LastStep, Metric, patch_size, rows_by_tap
-from onnxdecomp.weights.whiten import first_axes, root_of, times
+from onnxdecomp.weights.whiten import first_axes, times
 
 Index = tuple[Any, ...]
 
@@ -101,9 +101,8 @@ class _Problem:
         self._chain, self._metric, self._layer = chain, metric, chain.layer
         self._shapes = [spec.weight_shape for spec in chain.specs[:-1]]
         self._diagonal = [index > 0 and _is_diagonal(spec) for index, spec in enumerate(chain.specs)]
-        self._axes = first_axes(self._layer, chain.specs[0])
-        root = root_of(self._layer, metric.moment, self._axes, ROOT_SHRINKAGE)
-        self._root, self._inverse = root.root, root.inverse
+        root = metric.root(first_axes(self._layer, chain.specs[0]), ROOT_SHRINKAGE)
+        self._axes, self._root, self._inverse = root.axes, root.root, root.inverse
         large = metric.moment.shape[1] >= SINGLE_FROM_SIZE
         self._rows = rows_by_tap(metric, chain.specs[-1], np.float32 if large else np.float64)
 

@@ -9,7 +9,8 @@ With a bias to adjust, C is the covariance, and the bias takes up ``(W - A F) me
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,13 @@ from numpy.typing import NDArray
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray, recompose
 from onnxdecomp.weights.moments import Moment, Moments, shrinkage, shrunk
+from onnxdecomp.weights.whiten import Root, root_of
 
 RIDGE = 1e-5
 """Share of the mean of the diagonal that is added to it before a least-squares solution."""
+
+MAX_ROOT = 2048
+"""Largest root of a moment: beyond it only the channels are whitened, or nothing."""
 
 CHANGE_RIDGE = 1e-4
 """The least penalty on changing a last step that was fitted before."""
@@ -45,6 +50,7 @@ class Metric:
     mean: Moment
     product: Moment
     energy: float
+    _roots: dict[tuple[tuple[int, ...], float], Root] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, layer: Layer, weight: FloatArray, moments: Moments, *, with_bias: bool) -> "Metric":
@@ -54,6 +60,18 @@ class Metric:
         mean = moments.mean if with_bias else np.zeros_like(moments.mean)
         outcome = blocks @ moment  # (G, O/G, D)
         return cls(layer, blocks, moment, mean, outcome, float(np.sum(outcome * blocks)))
+
+    def root(self, axes: tuple[int, ...], share: float) -> Root:
+        """Return the root over what a first step with the kernel along `axes` sees, computed once.
+
+        Over too many values to root, only those of one place of the kernel are seen. `share` is that of the
+        identity, as in `whiten.root_of`.
+        """
+        seen = self.layer.weight_shape[1] * prod(self.layer.kernel[axis] for axis in axes)
+        key = axes if seen <= MAX_ROOT else (), share
+        if key not in self._roots:
+            self._roots[key] = root_of(self.layer, self.moment, *key)
+        return self._roots[key]
 
     def error(self, approximation: FloatArray) -> float:
         """Return the relative error of the output if ``(O, I/G, *K)`` replaces the weight; never squared."""
