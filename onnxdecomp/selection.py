@@ -35,6 +35,9 @@ from onnxdecomp.weights.moments import Moments
 STAIRS = Layer("stairs", "Conv", (64, 64, 3, 3), Geometry((1, 1), (1, 1), (1, 1), (1, 1)), (1, 16, 16))
 """The layer whose chains show at which ranks latency rises."""
 
+MAX_FEED_VALUES = 2**19
+"""Values of one input that a model is run on to see whether it works: three images of 240x240 in color."""
+
 OBSERVE_LIMIT_BYTES = 2**31
 """Larger models are not run only to learn the shapes of their layers."""
 
@@ -108,7 +111,7 @@ def model_inputs(
         source: The model or its path.
         config: `calibration`, `shapes` and `seed` count.
         n_feeds: How many.
-        batch: Calibration samples in each, where the model allows it.
+        batch: Calibration samples in each at most, where the model allows it; fewer of large ones.
 
     Raises:
         UsageError: The samples or the shapes given do not fit the model.
@@ -116,7 +119,10 @@ def model_inputs(
     """
     if config.calibration is not None:
         proto = read_proto(source)
-        return list(islice(batches(load_samples(config.calibration, proto), proto, batch), n_feeds))
+        samples = load_samples(config.calibration, proto)
+        n_values = sum(array[:1].size for array in samples.values())
+        size = max(1, min(batch, MAX_FEED_VALUES // max(1, n_values)))
+        return list(islice(batches(samples, proto, size), n_feeds))
     try:
         return [runnable_feeds(source, config.seed, config.shapes)]
     except UsageError as error:
