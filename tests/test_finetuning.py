@@ -91,7 +91,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(folder) -> None:
 
 
 def test_a_student_that_training_only_harms_is_written_as_it_is(folder) -> None:
-    found = finetune(learning_rate=50.0)
+    found = finetune(learning_rate=1e4)
     assert found.best_step == 0
     assert "the student is written as it is" in found.notes[-1]
     assert onnx.load("out.onnx") == onnx.load("student.onnx")

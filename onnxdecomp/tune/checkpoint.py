@@ -16,7 +16,7 @@ from onnxdecomp.graph.external import all_tensors, is_external
 from onnxdecomp.graph.io import Model
 from onnxdecomp.tune.settings import Settings
 
-_FORMAT = 1
+_FORMAT = 2
 
 _NOT_OF_THE_COURSE = ("checkpoint", "evaluation", "metric", "threads")
 """Settings that change nothing about the numbers."""

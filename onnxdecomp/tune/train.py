@@ -34,6 +34,10 @@ LOOKS = 32
 PATIENCE = LOOKS // 2
 """Looks without anything better after which training stops; much of the gain comes as the rate falls."""
 
+HARM, BRAKE, MAX_BRAKES = 3, 0.3, 4
+"""Looks in a row that are worse than before training, after which the best weights are taken back and the
+rate falls to this share of itself; and how often. Components of CP that nearly cancel need small steps."""
+
 WARM_UP = 0.05
 """Share of the steps over which the rate rises."""
 
@@ -78,6 +82,8 @@ class _State:
     best: float = inf
     best_step: int = 0
     worse: int = 0
+    harm: int = 0
+    n_brakes: int = 0
     stopped: str = ""
     loss: float = field(default=inf)
     best_values: dict[str, Tensor] = field(default_factory=dict)
@@ -182,6 +188,7 @@ class Training:
             state.stopped = f"the {what} was no longer finite in step {step + 1}; try a lower --learning-rate"
             return
         rate = schedule(step, settings.steps) * (settings.learning_rate or DEFAULT_RATES[settings.optimizer])
+        rate *= BRAKE**self._state.n_brakes
         for group, size in zip(self._optimizer.param_groups, self._sizes, strict=True):
             group["lr"] = rate * (size if settings.optimizer == "adamw" else size**2)
         self._optimizer.step()
@@ -192,11 +199,24 @@ class Training:
         found = self.held_out_loss()
         if found < state.best:
             state.best, state.best_step, state.worse = found, state.step, 0
+            state.harm = 0
             self._remember()
             return
         state.worse += 1
+        state.harm = state.harm + 1 if found > state.first else 0
+        if state.harm >= HARM and state.n_brakes < MAX_BRAKES:
+            self._brake()
         if state.worse >= PATIENCE:
             state.stopped = f"nothing was better on the samples set aside for {PATIENCE} looks"
+
+    def _brake(self) -> None:
+        """Go on from the best weights with smaller steps."""
+        state = self._state
+        state.harm, state.worse, state.n_brakes = 0, 0, state.n_brakes + 1
+        with torch.no_grad():
+            for name, tensor in self._trained.items():
+                tensor.copy_(state.best_values[name])
+        self._optimizer.state.clear()
 
     def _loss(self, batch: Batch) -> Tensor:
         feeds = {name: to_torch(array) for name, array in batch.feeds.items()}

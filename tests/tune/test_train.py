@@ -155,9 +155,21 @@ def test_training_stops_when_nothing_has_long_been_better() -> None:
 
 
 def test_the_weights_the_model_had_are_kept_when_training_only_harms() -> None:
-    found = course(learning_rate=50.0, steps=2 * PATIENCE).train(untracked)
+    found = course(learning_rate=1e4, steps=2 * PATIENCE).train(untracked)
     assert found.best_step == 0
     assert found.held_out[0] == found.held_out[1]
+
+
+def test_steps_that_only_harm_are_taken_back_and_made_smaller() -> None:
+    found = course(learning_rate=50.0).train(untracked)
+    assert found.held_out[1] < 0.9 * found.held_out[0]
+
+
+def test_an_interrupted_training_goes_on_with_its_smaller_steps() -> None:
+    whole = course(learning_rate=50.0, checkpoint="whole.pt").train(untracked)
+    with pytest.raises(KeyboardInterrupt):
+        course(learning_rate=50.0, checkpoint="cut.pt").train(interrupted(20))
+    assert_same(course(learning_rate=50.0, checkpoint="cut.pt").train(untracked).values, whole.values)
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_the_best_is_kept() -> None:
