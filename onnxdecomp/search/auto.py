@@ -122,6 +122,7 @@ class Search:
 
     def __init__(self, ballots: Sequence[Ballot], trials: Trials, steps: Sequence[str]) -> None:
         self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
+        self._recovers_looks = not trials.looks_are_long
         self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
         self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
 
@@ -148,8 +149,8 @@ class Search:
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
 
-        Every choice that is looked at has been recovered, and what all of them are expected to lose is
-        reckoned anew after each one.
+        Every choice that is looked at has been recovered, where that takes no longer than to look, and what
+        all of them are expected to lose is reckoned anew after each one.
         """
         least, most = max(self.least_cost, 1e-9), max(self.dense_cost, 1e-9)
         tried: list[tuple[float, Pick]] = []
@@ -159,7 +160,7 @@ class Search:
                 for budget, pick in tried
             ]
             budget = next_budget(looks, self._predicted_at, least, most, max_drop)
-            pick = None if budget is None else self.at_cost(budget, recovering=True)
+            pick = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
             if budget is None or pick is None:
                 break
             tried.append((budget, pick))
@@ -190,6 +191,8 @@ class Search:
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
         while waiting and waiting[0].replaced:
             pick = waiting.pop(0)
+            if not self._recovers_looks:
+                pick = self._recovered(pick)
             drop = self._trials.confirmed_with(pick.replaced)
             whole = drop.pooled(pick.drop)
             most = max(drop.value, whole.value + whole.standard_error)
@@ -206,7 +209,7 @@ class Search:
         wanted = self._predicted(pick.chosen) / max(times, LEAST_WEAKER)
         budget = meeting(self._predicted_at, pick.cost, self.dense_cost, wanted)
         while budget < self.dense_cost:
-            other = self.at_cost(budget, recovering=True)
+            other = self.at_cost(budget, recovering=self._recovers_looks)
             if other is not None and other.cost > pick.cost:
                 return other
             budget *= LEAST_WEAKER

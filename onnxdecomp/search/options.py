@@ -44,6 +44,9 @@ MIN_FITTED, MAX_FITTED_MACS = 6, 3e10
 """Candidates of a layer that are fitted: so many or half of its options at the least, or as many as take
 this work, counted alike."""
 
+TIMED_FOR_EACH = 2
+"""Candidates that are timed for each that is fitted."""
+
 SPREAD, ERRORS = "spread", "fitted"
 """Kinds of what is remembered: the candidates of a layer, and their errors on the data in one fit."""
 
@@ -193,6 +196,8 @@ def _timed(
     study = subject.study
     if study.measure is None:
         return "nothing can be timed"
+    n_kept = _n_kept(study.layer, max_options)
+    candidates = _thinned(candidates, TIMED_FOR_EACH * n_kept)
     try:
         timings = study.measure(study.layer, candidates)
     except ModelError as error:  # onnxruntime cannot run this layer alone
@@ -207,15 +212,20 @@ def _timed(
             least[candidate.method.nested] = candidate.error
     if not kept:
         return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
-    return Timed(subject, key, candidates, _thinned(kept, study.layer, max_options)[::-1])
+    return Timed(subject, key, candidates, _thinned(kept, n_kept)[::-1])
 
 
-def _thinned(kept: list[T], layer: Layer, max_options: int) -> list[T]:
-    """Return as many candidates of a layer as are worth fitting, evenly spread, both ends among them."""
-    n_kept = max(MIN_FITTED, max_options // 2, min(int(MAX_FITTED_MACS / _work([layer])), max_options))
-    if len(kept) <= n_kept:
-        return kept
-    return [kept[round(index * (len(kept) - 1) / (n_kept - 1))] for index in range(n_kept)]
+def _n_kept(layer: Layer, max_options: int) -> int:
+    """Return how many candidates of a layer are worth fitting."""
+    affordable = min(int(MAX_FITTED_MACS / _work([layer])), max_options)
+    return max(MIN_FITTED, max_options // 2, affordable)
+
+
+def _thinned(found: list[T], n_kept: int) -> list[T]:
+    """Return so many at most, evenly spread, both ends among them."""
+    if len(found) <= n_kept:
+        return found
+    return [found[round(index * (len(found) - 1) / (n_kept - 1))] for index in range(n_kept)]
 
 
 class Way:

@@ -20,7 +20,7 @@ import numpy as np
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.weights.moments import Moment
-from onnxdecomp.weights.refit import LastStep, Metric, patch_size, rows_by_tap
+from onnxdecomp.weights.refit import ByTap, LastStep, Metric, patch_size
 from onnxdecomp.weights.whiten import first_axes, times
 
 Index = tuple[Any, ...]
@@ -32,7 +32,7 @@ N_STEPS_OF_CP = 16
 """Steps for chains with a depthwise step, whose factors start further from the best: on a 9x9 kernel of a
 trained network 8 steps lower the error by a quarter and 30 by a third."""
 
-MAX_FLOPS = 1e11
+MAX_FLOPS = 6e10
 """Most work that one chain is worth: larger ones get fewer steps, and none below `MIN_STEPS`."""
 
 MIN_STEPS = 3
@@ -104,7 +104,7 @@ class _Problem:
         root = metric.root(first_axes(self._layer, chain.specs[0]), ROOT_SHRINKAGE)
         self._axes, self._root, self._inverse = root.axes, root.root, root.inverse
         large = metric.moment.shape[1] >= SINGLE_FROM_SIZE
-        self._rows = rows_by_tap(metric, chain.specs[-1], np.float32 if large else np.float64)
+        self._data = ByTap.of(metric, chain.specs[-1], np.float32 if large else np.float64)
 
     def start(self) -> FloatArray:
         """Return the vector of the chain as it is."""
@@ -123,14 +123,14 @@ class _Problem:
     def value_and_gradient(self, vector: FloatArray) -> tuple[float, FloatArray]:
         """Return the squared relative error with the best last step, and its gradient."""
         inner, specs, metric = self.weights(vector), self._chain.specs, self._metric
-        last = LastStep.of(metric, specs, (*inner, self._chain.weights[-1]), self._rows)
+        last = LastStep.of(metric, specs, (*inner, self._chain.weights[-1]), self._data)
         assert last is not None
         solved = last.solved()
         lifted = [
             _lifted(self._layer, spec, weight, diagonal)
             for spec, weight, diagonal in zip(specs, (*inner, solved), self._diagonal, strict=True)
         ]
-        slope = 2.0 / metric.energy * last.slope(solved)  # (G, O/G, D)
+        slope = (2.0 / metric.energy) * last.slope(solved)  # (G, O/G, D)
         wanted = slope.reshape(*slope.shape[:2], -1, *self._layer.kernel)
         parts = _gradients(self._layer, lifted, self._diagonal, wanted)
         gradients = [
@@ -187,7 +187,7 @@ def _places(layer: Layer, steps: Sequence[Moment]) -> Iterator[tuple[Index, list
 
 
 def _gradients(
-    layer: Layer, steps: Sequence[Moment], diagonal: Sequence[bool], wanted: Moment
+    layer: Layer, steps: Sequence[Moment], diagonal: Sequence[bool], wanted: FloatArray
 ) -> list[Moment]:
     """Return the gradient of every step, given that ``(G, O/G, I/G, *K)`` of the whole."""
     found = [np.zeros_like(step) for step in steps]

@@ -11,6 +11,7 @@ With a bias to adjust, C is the covariance, and the bias takes up ``(W - A F) me
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,22 +87,50 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class ByTap:
+    """The data of a layer in the order in which a last step reads it: tap by tap of its kernel.
+
+    Args:
+        order: ``(D,)``, which value of a patch stands where.
+        rows: For each tap, the rows ``(G, n, D)`` of the moment that it is reached from.
+        product: ``(G, O/G, D)``, weight times moment.
+    """
+
+    order: NDArray[np.intp]
+    rows: Sequence[FloatArray]
+    product: FloatArray
+
+    @classmethod
+    def of(cls, metric: Metric, last: StepSpec, dtype: type[np.floating] = np.float64) -> Self:
+        """Return the data for a last step in the precision that it is multiplied in."""
+        parts = _parts(metric.layer, last)
+        order = np.concatenate(parts)
+        if len(parts) == 1:  # they stand in order
+            rows = [metric.moment.astype(dtype, copy=False)]
+            return cls(order, rows, metric.product.astype(dtype, copy=False))
+        moment, product = (whole.astype(dtype, copy=False) for whole in (metric.moment, metric.product))
+        return cls(order, [moment[:, own[:, np.newaxis], order] for own in parts], product[:, :, order])
+
+
+@dataclass(frozen=True)
 class LastStep:
     """The least-squares problem of the last step of a chain, given the others.
 
     Args:
         metric: How errors of the layer count.
         spec: The last step.
+        data: The same in the order of the last step.
         seen: ``(G, M k, M k)``, moment of what the last step sees.
         wanted: ``(G, O/G, M k)``, of what it sees with what the layer should put out.
-        across: ``(G, M k, D)``, of what it sees with the patch.
+        across: ``(G, M k, D)``, of what it sees with the patch in the order of the data.
     """
 
     metric: Metric
     spec: StepSpec
+    data: ByTap
     seen: Moment
     wanted: Moment
-    across: Moment
+    across: FloatArray
 
     @classmethod
     def of(
@@ -109,11 +138,11 @@ class LastStep:
         metric: Metric,
         specs: Sequence[StepSpec],
         weights: Sequence[FloatArray],
-        rows: Sequence[Moment] = (),
-    ) -> "LastStep | None":
+        data: ByTap | None = None,
+    ) -> Self | None:
         """Return the problem of a chain; None for a depthwise last step, which is no matrix.
 
-        For a chain whose steps change, `rows` holds what `rows_by_tap` took from the moment once for all.
+        For a chain whose steps change, `data` is laid out once for all.
 
         Work: ``2 G M n (k^2 n + k O/G)`` operations, ``n`` being the values that one value before the last
         step is a weighted sum of and k the taps of the last kernel. For a spatial split that is k times less
@@ -122,28 +151,31 @@ class LastStep:
         layer, last = metric.layer, specs[-1]
         if last.geometry.group != layer.group:
             return None
+        data = data or ByTap.of(metric, last)
         before = recompose(specs[:-1], weights[:-1], layer.group)  # (G M, I/G, *j)
-        mapped = before.reshape(layer.group, last.weight_shape[1], -1)  # (G, M, n)
-        parts = _parts(layer, last)
-        n_rows, n_taps = mapped.shape[1], len(parts)
-        seen = np.empty((layer.group, n_rows, n_taps, n_rows, n_taps))
-        wanted = np.empty((layer.group, metric.weight.shape[1], n_rows, n_taps))
-        across = np.empty((layer.group, n_rows, n_taps, metric.moment.shape[1]))
-        for tap, own in enumerate(parts):
-            wanted[..., tap] = metric.product[:, :, own] @ mapped.swapaxes(1, 2)
-            across[:, :, tap] = _times(mapped, rows[tap] if rows else metric.moment[:, own])
+        mapped = before.reshape(layer.group, last.weight_shape[1], -1).astype(data.product.dtype)  # (G, M, n)
+        onto = mapped.swapaxes(1, 2)
+        n_groups, n_rows, n_values = mapped.shape
+        n_taps, n_outputs = len(data.rows), data.product.shape[1]
+        seen = np.empty((n_groups, n_rows, n_taps, n_rows, n_taps))
+        wanted = np.empty((n_groups, n_outputs, n_rows, n_taps))
+        across = np.empty((n_groups, n_rows, n_taps, n_taps, n_values), data.product.dtype)
+        products = data.product.reshape(n_groups, n_outputs, n_taps, n_values)
+        for tap, rows in enumerate(data.rows):
+            wanted[..., tap] = products[:, :, tap] @ onto
+            across[:, :, tap] = (mapped @ rows).reshape(n_groups, n_rows, n_taps, n_values)
             for other in range(tap + 1):
-                block = across[:, :, tap, parts[other]] @ mapped.swapaxes(1, 2)  # (G, M, M)
+                block = across[:, :, tap, other] @ onto  # (G, M, M)
                 seen[:, :, tap, :, other] = block
                 seen[:, :, other, :, tap] = block.swapaxes(1, 2)
         size = n_rows * n_taps
-        groups = layer.group
         return cls(
             metric,
             last,
-            seen.reshape(groups, size, size),
-            wanted.reshape(groups, -1, size),
-            across.reshape(groups, size, -1),
+            data,
+            seen.reshape(n_groups, size, size),
+            wanted.reshape(n_groups, -1, size),
+            across.reshape(n_groups, size, -1),
         )
 
     def solved(self) -> FloatArray:
@@ -157,22 +189,12 @@ class LastStep:
         energy = self.metric.energy
         return float(np.sqrt(max(energy - float(gained), 0.0) / energy)) if energy > 0 else 0.0
 
-    def slope(self, weight: FloatArray) -> Moment:
+    def slope(self, weight: FloatArray) -> FloatArray:
         """Return ``(G, O/G, D)``: the error of the whole weight with this last step, times the moment."""
-        return weight.reshape(self.wanted.shape) @ self.across - self.metric.product
-
-
-def rows_by_tap(metric: Metric, last: StepSpec, dtype: type[np.floating]) -> list[Moment]:
-    """Return for each tap of a last step the rows ``(G, n, D)`` of the moment that it is reached from."""
-    parts = _parts(metric.layer, last)
-    if len(parts) == 1:
-        return [metric.moment.astype(dtype, copy=False)]
-    return [metric.moment[:, own].astype(dtype, copy=False) for own in parts]
-
-
-def _times(left: FloatArray, right: Moment) -> FloatArray:
-    """Multiply in the precision of the right side, the large one."""
-    return left.astype(right.dtype, copy=False) @ right
+        blocks = weight.reshape(self.wanted.shape).astype(self.across.dtype, copy=False)
+        found = np.empty_like(self.data.product)
+        found[:, :, self.data.order] = blocks @ self.across - self.data.product
+        return found
 
 
 def ridge_solve(seen: Moment, wanted: Moment, ridge: float = RIDGE) -> Moment:
