@@ -100,3 +100,19 @@ def test_recovery_that_does_harm_is_not_tried_again(monkeypatch):
     picks = [search.at_cost(cost, recovering=True) for cost in (3.0, 2.5)]
     assert tried == ["harms", "helps", "helps"]
     assert [pick.recovered for pick in picks] == [["helps"], ["helps"]]
+
+
+def test_where_looks_are_long_only_what_is_confirmed_is_recovered(monkeypatch):
+    recovered = []
+
+    def recover(step, replaced, trials):
+        recovered.append(step)
+        return {key: 0.9 * lost for key, lost in replaced.items()}
+
+    monkeypatch.setattr(auto, "recover", recover)
+    monkeypatch.setattr(Known, "looks_are_long", True)
+    trials = Known(1.0, 0.0)
+    pick = Search([ballot(layer, 1.0) for layer in range(6)], trials, ("helps",)).within_drop(0.1)
+    assert pick.recovered == ["helps"]
+    assert recovered == ["helps"]
+    assert trials.n_compared > 2
