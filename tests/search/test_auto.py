@@ -112,7 +112,7 @@ def test_where_looks_are_long_only_what_is_confirmed_is_recovered(monkeypatch):
     monkeypatch.setattr(auto, "recover", recover)
     monkeypatch.setattr(Known, "looks_are_long", True)
     trials = Known(1.0, 0.0)
-    pick = Search([ballot(layer, 1.0) for layer in range(6)], trials, ("helps",)).within_drop(0.1)
+    pick = Search([ballot(layer, 20.0) for layer in range(6)], trials, ("helps",)).within_drop(0.1)
     assert pick.recovered == ["helps"]
     assert recovered == ["helps"]
     assert trials.n_compared > 2
