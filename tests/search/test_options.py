@@ -1,10 +1,12 @@
 """Options of layers: the same for any number of jobs."""
 
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from onnxdecomp.config import Config
 from onnxdecomp.graph.find import find_layers
@@ -33,8 +35,12 @@ def started(monkeypatch):
 @pytest.fixture
 def subjects(monkeypatch, tmp_path):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
-    path = tmp_path / "in.onnx"
-    onnx.save(network(), path)
+    return subjects_of(network(), tmp_path / "in.onnx")
+
+
+def subjects_of(proto: onnx.ModelProto, path: Path) -> list[Subject]:
+    """Return the layers of a network, with data of chance."""
+    onnx.save(proto, path)
     model = load(path)
     targets = plan_targets(find_layers(model), Config())
     samples = {"x": np.random.default_rng(3).standard_normal((40, 16, 12, 12)).astype(np.float32)}
@@ -135,6 +141,33 @@ def test_chains_that_are_not_faster_are_no_options(monkeypatch, subjects):
         Subject(s.target, new_study(s.target, s.study.weight, Config()), s.moments, s.bias) for s in subjects
     ]
     assert ["not faster" in reason for reason in find_options(slowed)] == [True] * len(subjects)
+
+
+def test_large_kernels_may_become_cp_too_and_small_ones_are_not_solved_for_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
+    weight = np.random.default_rng(0).standard_normal((32, 16, 5, 5)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "large", pads=[2, 2, 2, 2])],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 16, 12, 12])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    large = subjects_of(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "large.onnx",
+    )
+    small = subjects_of(network(), tmp_path / "small.onnx")
+    names = [
+        {
+            option.candidate.method.name
+            for layer in find_options(found, [WEIGHTS])
+            for option in layer.options["weights"]
+        }
+        for found in (large, small)
+    ]
+    assert {"cp3", "cp4", "spatial-svd"} <= names[0]
+    assert not {"cp3", "cp4"} & names[1]
 
 
 def test_progress_is_shown_stage_by_stage(subjects):
