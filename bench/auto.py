@@ -3,6 +3,7 @@
     python -m bench.auto [NAME ...] [--max-drop 0.01 ...]
     python -m bench.auto --max-drop 0.005 0.01 0.02 -o bench/results/budgets.json
     python -m bench.auto --int8 -o FILE
+    python -m bench.auto --cluster -o bench/results/compound.json
 
 512 unlabelled training images are fitted to. Half of the test images, labelled, are what a user would give
 as ``--eval``: the choice is made and confirmed on them. Accuracy is then measured on the whole test set and
@@ -30,14 +31,14 @@ Found = dict[str, Any]
 
 
 def measured(
-    network: Network, max_drop: float, int8: bool, folder: Path, samples: Mapping[str, Any]
+    network: Network, max_drop: float, after: Mapping[str, Any], folder: Path, samples: Mapping[str, Any]
 ) -> Found:
     """Convert a network at one budget and return the figures, or why nothing was written.
 
     Args:
         network: The network.
         max_drop: The budget.
-        int8: Whether INT8 follows.
+        after: Options of `convert` that say what follows the decomposition: INT8 or codebooks.
         folder: Where the cache and the result are put.
         samples: Options of `convert` that name the samples.
     """
@@ -45,14 +46,14 @@ def measured(
     was_empty = not cache.exists()
     start = perf_counter()
     try:
-        report = convert(network.path, output, max_drop=max_drop, int8=int8, cache=str(cache), **samples)
+        report = convert(network.path, output, max_drop=max_drop, cache=str(cache), **after, **samples)
     except OnnxdecompError as error:
-        return {"max_drop": max_drop, "int8": int8, "error": str(error)}
+        return {"max_drop": max_drop, **after, "error": str(error)}
     seconds = round(perf_counter() - start, 1)
     latency = {threads: found["after"] for threads, found in network.latencies({"after": output}).items()}
     return {
         "max_drop": max_drop,
-        "int8": int8,
+        **after,
         "seconds": seconds,
         "from_empty_cache": was_empty,
         "stages": {stage.name: stage.seconds for stage in report.stages},
@@ -63,6 +64,8 @@ def measured(
         "int8_nodes": len(report.int8),
         "methods": {layer.key: [layer.method, list(layer.ranks), layer.fit] for layer in report.decomposed},
         "model": plain(report.model),
+        "bits": {weight.name: weight.bits for weight in report.clustered},
+        "footprint": plain(report.footprint),
         "latency": latency,
         "notes": report.notes,
     }
@@ -78,9 +81,18 @@ def line(found: Found) -> str:
     return (
         f"{100 * found['accuracy_before']:.2f} -> {100 * found['accuracy_after']:.2f} % "
         f"({100 * whole['gain']:+.2f} ± {100 * whole['standard_error']:.2f})  "
-        f"MACs / {mac_reduction(found):.2f}  faster {speedups} (1, 2 threads)  "
+        f"MACs / {mac_reduction(found):.2f}  faster {speedups} (1, 2 threads)  {sizes(found)}"
         f"{found['seconds']:.0f} s from {cache} cache"
     )
+
+
+def sizes(found: Found) -> str:
+    """Return how many times smaller a file with codebooks is, and packed."""
+    if not found["bits"]:
+        return ""
+    file = found["model"]["bytes"]
+    times, packed = (file["before"] / n for n in (file["after"], found["footprint"]["packed_bytes"]))
+    return f"{times:.2f}x smaller, {packed:.2f}x packed  "
 
 
 def mac_reduction(found: Found) -> float:
@@ -100,7 +112,7 @@ def summary(networks: Mapping[str, Sequence[Found]]) -> Found:
     every = [(name, found) for name, found in all_of_them if "error" not in found]
     shares: dict[float, list[float]] = {}
     for name, found in every:
-        if name in VGG_LIKE and found["methods"] and not found["int8"]:
+        if name in VGG_LIKE and found["methods"] and not found.get("int8"):
             share = found["latency"]["1"]["speedup"] / mac_reduction(found)
             shares.setdefault(found["max_drop"], []).append(share)
     lowest = {
@@ -148,9 +160,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--max-drop", type=float, nargs="+", default=[0.01], metavar="DROP")
     parser.add_argument("--int8", action="store_true", help="with INT8 after decomposition")
+    parser.add_argument("--cluster", action="store_true", help="with codebooks after decomposition")
     parser.add_argument("--summary", action="store_true", help="only summarize the file of results")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "auto.json")
     arguments = parser.parse_args()
+    after: dict[str, Any] = {"int8": True} if arguments.int8 else {}
+    after |= {"cluster": "auto"} if arguments.cluster else {}
     results = recorded(arguments.output, to_extend=not arguments.summary)
     for name in () if arguments.summary else arguments.names:
         results[name] = []
@@ -158,7 +173,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             samples = network.write_samples(Path(folder))
             for max_drop in arguments.max_drop:
-                found = measured(network, max_drop, arguments.int8, Path(folder), samples)
+                found = measured(network, max_drop, after, Path(folder), samples)
                 results[name].append(found)
                 print(f"{name:16}{max_drop:6}  {line(found)}", flush=True)
                 record(arguments.output, results, summary=summary(results))
