@@ -15,8 +15,9 @@ import onnxdecomp
 from onnxdecomp import finetuning
 from onnxdecomp.cli import app
 from onnxdecomp.errors import ModelError, UsageError, VerificationError
+from onnxdecomp.graph.names import named_initializers
 from tests.graph.codebooks import random_codebook, with_codebooks
-from tests.graph.models import normal, parse
+from tests.graph.models import normal, parse, run
 from tests.tune.cut import samples, student, teacher, write
 
 WRITTEN, BAD_MODEL, BAD_USE = 0, 1, 2
@@ -160,6 +161,42 @@ def test_blocks_are_trained_alone_and_written_together() -> None:
     assert set(found.names) == {"w0", "w1", "b", "v"}
     assert found.held_out.after < 0.9 * found.held_out.before
     assert blank("out.onnx", found.names) == blank("student.onnx", found.names)
+
+
+BRANCHES = """g (float[N,16] x) => (float[N,5] y) {
+    s = ReduceSum<keepdims = 0>(x)
+    c = Greater(s, zero)
+    h = If (c) <then_branch = p () => (float[N,24] t) { THEN },
+                else_branch = q () => (float[N,24] e) { e = MatMul(x, other) }>
+    a = Add(h, b)
+    r = Relu(a)
+    y = MatMul(r, v)
+}"""
+
+
+def in_a_branch(proto: onnx.ModelProto, nodes: str) -> onnx.ModelProto:
+    """Return a model with its first layer in the branch for samples that are positive together."""
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    main = {"zero": np.zeros((), np.float32), "b": arrays.pop("b"), "v": arrays.pop("v")}
+    bodies = {"h.then_branch/": arrays, "h.else_branch/": {"other": normal(16, 24)}}
+    return parse(BRANCHES.replace("THEN", nodes), main, bodies=bodies)
+
+
+@pytest.mark.parametrize("options", [{}, {"block_wise": True, "match": ("r",)}])
+def test_what_is_decomposed_in_a_branch_trains_by_the_batches_that_take_it(options: dict) -> None:
+    onnx.save(in_a_branch(teacher(), "t = MatMul(x, w)"), "teacher.onnx")
+    onnx.save(in_a_branch(student(), "u = MatMul(x, w0) t = MatMul(u, w1)"), "student.onnx")
+    found = finetune(**options)
+    assert found.names == ("w0", "w1")
+    x = samples()["x"]
+    x = x[x.sum(1) > 0]
+    whole, before, after = (run(onnx.load(f"{n}.onnx"), {"x": x})[0] for n in ("teacher", "student", "out"))
+    assert np.square(after - whole).sum() < 0.9 * np.square(before - whole).sum()
+    written, given = onnx.load("out.onnx"), onnx.load("student.onnx")
+    for proto in (written, given):
+        for name in found.names:
+            named_initializers(proto)[name].ClearField("raw_data")
+    assert written == given
 
 
 def test_labels_need_no_teacher() -> None:

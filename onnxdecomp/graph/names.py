@@ -1,5 +1,6 @@
 """Names in a model, and what bears them: ours are marked and unique, those nobody uses are dropped."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -40,6 +41,27 @@ def graphs_by_scope(proto: onnx.ModelProto) -> dict[str, onnx.GraphProto]:
             for number, body in enumerate(attribute.graphs):
                 graphs[f"{place.key}.{attribute.name}[{number}]/"] = body
     return graphs
+
+
+def lone_initializers(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the initializers of bodies that alone bear their name in the main graph and in all its bodies.
+
+    An initializer that is also an input of its body, the default of it, is none of them.
+    """
+    graphs = graphs_by_scope(proto)
+    borne = Counter(name for graph in graphs.values() for name in _borne_names(graph))
+    return {
+        tensor.name: tensor
+        for scope, graph in graphs.items()
+        if scope
+        for tensor in graph.initializer
+        if borne[tensor.name] == 1
+    }
+
+
+def named_initializers(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the initializers that a name is enough for: of the main graph, then `lone_initializers`."""
+    return {tensor.name: tensor for tensor in proto.graph.initializer} | lone_initializers(proto)
 
 
 def used_names(graph: onnx.GraphProto) -> Iterator[str]:
@@ -93,6 +115,15 @@ def put_initializer(
         else:
             listed.name = tensor.name
             listed.type.CopyFrom(as_input(tensor).type)
+
+
+def _borne_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the name of each tensor that a graph takes, holds or computes, without the bodies inside it."""
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        yield from node.output
 
 
 def _all_names(proto: onnx.ModelProto) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Which initializers of a model can be trained, and which of them are asked for.
 
-Those of the main graph; what stands in the bodies of If, Loop and Scan stays as it is.
+Those of the main graph, and those in the bodies of If, Loop and Scan that a name is enough for: what shares
+its name with another tensor, as in the two branches of an If, stays as it is. So do bodies in functions.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
@@ -12,7 +14,7 @@ import onnx
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
-from onnxdecomp.graph.names import MARK, used_names
+from onnxdecomp.graph.names import MARK, graphs_by_scope, named_initializers, used_names
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.graph.weights import FLOAT_TYPES
 
@@ -39,15 +41,15 @@ def check_floating(model: Model) -> None:
 
 
 def trainable(model: Model) -> dict[str, onnx.TensorProto]:
-    """Return the float initializers that an output depends on, by name, in the order of the graph.
+    """Return the float initializers that an output depends on, by name.
 
-    The statistics of BatchNormalization are not among them.
+    Those of the main graph come first. The statistics of BatchNormalization are not among them.
     """
     reached, frozen = set(_reached(model.proto.graph)), set(_statistics(model.proto))
     return {
-        tensor.name: tensor
-        for tensor in model.proto.graph.initializer
-        if tensor.data_type in FLOAT_TYPES and tensor.name in reached and tensor.name not in frozen
+        name: tensor
+        for name, tensor in named_initializers(model.proto).items()
+        if tensor.data_type in FLOAT_TYPES and name in reached and name not in frozen
     }
 
 
@@ -63,7 +65,7 @@ def all_of(model: Model) -> tuple[str, ...]:
     if not names:
         raise ModelError(
             "no float initializer of the model reaches an output, so nothing can be trained: weights in "
-            "Constant nodes or of integers stay as they are"
+            "Constant nodes, of integers, or in bodies under a name that is used twice stay as they are"
         )
     return names
 
@@ -74,11 +76,14 @@ def decomposed_of(model: Model, teacher: Model) -> tuple[str, ...]:
     Raises:
         UsageError: There is none.
     """
-    held = {tensor.name: tensor for tensor in teacher.proto.graph.initializer}
+    held = defaultdict(list)
+    for graph in graphs_by_scope(teacher.proto).values():
+        for theirs in graph.initializer:
+            held[theirs.name].append(theirs)
     names = tuple(
         name
         for name, tensor in trainable(model).items()
-        if name not in held or not _same(model, tensor, teacher, held[name])
+        if not any(_same(model, tensor, teacher, theirs) for theirs in held[name])
     )
     if not names:
         raise UsageError(
@@ -129,7 +134,7 @@ def computed(model: Model) -> tuple[str, ...]:
 def has_half_floats(model: Model) -> bool:
     """Tell whether a model computes with floats of 16 bits, which no two runtimes do alike."""
     graph = model.proto.graph
-    kinds = {tensor.data_type for tensor in graph.initializer}
+    kinds = {tensor.data_type for tensor in named_initializers(model.proto).values()}
     kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     return bool(kinds & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 
@@ -139,12 +144,12 @@ def _makers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def _reached(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the tensors that an output depends on, those that bodies take from outside included."""
+    """Yield the tensors that an output depends on, those inside of bodies included."""
     needed = {value.name for value in graph.output}
     yield from needed
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            read = list(reads(node))
+            read = [*node.input, *(name for body in _bodies(node) for name in _reached(body))]
             needed.update(read)
             yield from read
 
@@ -152,9 +157,15 @@ def _reached(graph: onnx.GraphProto) -> Iterator[str]:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the tensors that a node reads, and all names that are used in its bodies."""
     yield from node.input
+    for body in _bodies(node):
+        yield from used_names(body)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            yield from used_names(body)
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _statistics(proto: onnx.ModelProto) -> Iterator[str]:

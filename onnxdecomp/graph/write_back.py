@@ -1,4 +1,6 @@
-"""Exchange the numbers of initializers of the main graph; every other byte of the model stays.
+"""Exchange the numbers of initializers that are known by name; every other byte of the model stays.
+
+They stand in the main graph, or in a body if nothing else in the model bears their name.
 
 A tensor keeps the field of the message that it was stored in, or its place in the data file: the new data
 file is a copy of the old one with other numbers at the same offsets.
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.external import ExternalRange, all_tensors, element_type, is_external, locate
 from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.graph.names import named_initializers
 
 Array = NDArray[np.generic]
 Values = Mapping[str, Array]
@@ -23,7 +26,7 @@ _TYPED_FIELDS = ("float_data", "double_data", "int32_data")
 
 
 class NumbersWriter(ModelWriter):
-    """Writes a model with other numbers in some initializers of its main graph, all of it or nothing.
+    """Writes a model with other numbers in some of its initializers, all of it or nothing.
 
     Args:
         model: The model; neither it nor its files are changed.
@@ -46,15 +49,18 @@ class NumbersWriter(ModelWriter):
             values: New numbers by name of the initializer, of its shape; they are cast to its element type.
 
         Raises:
-            ModelError: A name is no initializer, its shape is another, a number does not fit into the
-                element type, or a file cannot be written.
+            ModelError: A name is no initializer or one of several in bodies, its shape is another, a number
+                does not fit into the element type, or a file cannot be written.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self._model.proto)
-        tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        tensors = named_initializers(proto)
         for name, value in values.items():
             if name not in tensors:
-                raise ModelError(f"'{name}' is no initializer of the model: its numbers cannot be exchanged")
+                raise ModelError(
+                    f"'{name}' is no initializer of the model, or one of several tensors of that name in its "
+                    "bodies: its numbers cannot be exchanged"
+                )
             if tuple(tensors[name].dims) != value.shape:
                 shape = tuple(tensors[name].dims)
                 raise ModelError(f"'{name}' has shape {shape}: numbers of shape {value.shape} do not fit")
@@ -79,22 +85,19 @@ class NumbersWriter(ModelWriter):
             path: self._copy(ExternalRange(path, 0, path.stat().st_size))
             for path in sorted(self._model.data_files)
         }
-        n_own = len(copied.graph.initializer)  # they come first; a tensor in a node may share their names
-        tensors = [
-            (tensor, index < n_own and tensor.name in self._values)
-            for index, tensor in enumerate(all_tensors(copied))
-            if is_external(tensor)
-        ]
-        places = [locate(tensor, self._model.base_dir) for tensor, _ in tensors]
-        for (tensor, changed), place in zip(tensors, places, strict=True):
-            offset = starts[place.path.resolve()] + place.offset
-            if changed:
-                raw = _raw(self._values[tensor.name])
-                if sum(_overlap(place, other) for other in places) == 1:
-                    self._overwrite(offset, raw)
-                else:
-                    offset = self._append(raw)
-            self._move(tensor, offset, changed=changed)
+        external = [tensor for tensor in all_tensors(copied) if is_external(tensor)]
+        places = [locate(tensor, self._model.base_dir) for tensor in external]
+        named = {name: t for name, t in named_initializers(copied).items() if name in self._values}
+        changed = {n: locate(t, self._model.base_dir) for n, t in named.items() if is_external(t)}
+        for tensor, place in zip(external, places, strict=True):
+            self._move(tensor, starts[place.path.resolve()] + place.offset)
+        for name, place in changed.items():
+            raw = _raw(self._values[name])
+            if sum(_overlap(place, other) for other in places) == 1:
+                self._overwrite(starts[place.path.resolve()] + place.offset, raw)
+            else:
+                self._move(named[name], self._append(raw))
+            _drop_checksum(named[name])
         return copied
 
     def _overwrite(self, offset: int, raw: memoryview) -> None:
@@ -107,7 +110,7 @@ class NumbersWriter(ModelWriter):
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def _move(self, tensor: onnx.TensorProto, offset: int, *, changed: bool) -> None:
+    def _move(self, tensor: onnx.TensorProto, offset: int) -> None:
         """Let a tensor refer to our data file, leaving the entries that stay true as they are."""
         entries = {entry.key: entry for entry in tensor.external_data}
         assert self._data is not None
@@ -116,8 +119,11 @@ class NumbersWriter(ModelWriter):
             if "offset" not in entries:
                 entries["offset"] = tensor.external_data.add(key="offset")
             entries["offset"].value = str(offset)
-        if changed and "checksum" in entries:
-            tensor.external_data.remove(entries["checksum"])
+
+
+def _drop_checksum(tensor: onnx.TensorProto) -> None:
+    for entry in [entry for entry in tensor.external_data if entry.key == "checksum"]:
+        tensor.external_data.remove(entry)
 
 
 def _cast(tensor: onnx.TensorProto, value: Array) -> Array:

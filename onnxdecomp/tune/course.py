@@ -14,6 +14,7 @@ from torch import Tensor
 from onnxdecomp.errors import UsageError, unknown_name
 from onnxdecomp.graph.blocks import blocks
 from onnxdecomp.graph.io import Model
+from onnxdecomp.graph.names import named_initializers
 from onnxdecomp.graph.trainable import computed, replaced_outputs
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.tune.batches import Batch, open_source
@@ -146,7 +147,7 @@ class Course:
         left, n_blocks = list(names), len(kinds) + 1
         assert self._original is not None
         for number, block in enumerate(blocks(self._model, kinds)):
-            held = {tensor.name for tensor in block.model.proto.graph.initializer}
+            held = named_initializers(block.model.proto)
             own = [name for name in left if name in held]
             if not own:
                 continue

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from onnxdecomp.errors import ModelError, unknown_name
 from onnxdecomp.graph.io import Model
-from onnxdecomp.tune.elements import TRAINABLE, as_computed
+from onnxdecomp.graph.names import lone_initializers, named_initializers
+from onnxdecomp.tune.elements import TRAINABLE, as_computed, to_torch
 from onnxdecomp.tune.program import Binder, Step, Values, execute, initializers, schedule
 
 
 class Network:
-    """A literal interpreter of the main graph of a model.
+    """A literal interpreter of a model.
 
     16-bit floats (float16, bfloat16) are held and computed in float32 everywhere: initializers become
     float32 leaves, inputs are widened, a Cast to a 16-bit float is a Cast to float32, and outputs come in
@@ -33,8 +34,9 @@ class Network:
         model: The model; it is not changed, and later changes of it are not seen.
 
     Attributes:
-        parameters: Every float initializer of the main graph by name, a leaf that `train_only` lets train;
-            those of bodies (If, Loop, Scan) are constants.
+        parameters: Every float initializer by name, a leaf that `train_only` lets train. Those of bodies
+            (If, Loop, Scan) are among them if nothing else in the model bears their name; others, as those
+            of equal names in two branches, and those that are inputs of their body too, are constants.
         inputs: Inputs of the graph that are no initializers.
         outputs: Outputs of the graph.
 
@@ -48,17 +50,18 @@ class Network:
 
     def __init__(self, model: Model) -> None:
         graph = model.proto.graph
-        binder = Binder(model)
+        floats = {n: t for n, t in named_initializers(model.proto).items() if t.data_type in TRAINABLE}
+        leaves = floats.keys() & lone_initializers(model.proto).keys()
+        binder = Binder(model, leaves)
         self._steps = binder.steps(graph.node, binder.opsets(model.proto.opset_import))
         if binder.missing:
             raise ModelError(
                 f"fine-tuning cannot evaluate these operators yet: {', '.join(binder.missing)}; "
                 "replace them in the model or leave it as it is"
             )
-        trainable = {tensor.name for tensor in graph.initializer if tensor.data_type in TRAINABLE}
-        stored = dict(initializers(model, graph))
-        self.parameters = {name: tensor for name, tensor in stored.items() if name in trainable}
-        self._constants = {name: tensor for name, tensor in stored.items() if name not in trainable}
+        self.parameters = {name: to_torch(model.array(tensor)) for name, tensor in floats.items()}
+        self._constants = dict(initializers(model, graph, floats))
+        stored = self.parameters.keys() | self._constants.keys()
         self.inputs = tuple(value.name for value in graph.input if value.name not in stored)
         self.outputs = tuple(value.name for value in graph.output)
         self._known = {

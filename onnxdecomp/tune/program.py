@@ -89,7 +89,7 @@ class Body:
         inputs: Names of its inputs.
         outputs: Names of its outputs.
         captured: Names that it reads from the graph around it.
-        constants: Its own initializers.
+        constants: Its own initializers, but not those that are parameters of the network.
         steps: Its nodes.
     """
 
@@ -115,10 +115,13 @@ class Binder:
 
     Args:
         model: The model; tensors may be external.
+        leaves: Initializers of bodies, each the only tensor of its name, that the bodies read from the graph
+            around them instead of holding them.
         missing: Operators without a function, as ``domain.Name``, in the order of their appearance.
     """
 
     model: Model
+    leaves: Collection[str] = ()
     missing: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ class Binder:
 
     def body(self, graph: onnx.GraphProto, opsets: Mapping[str, int], given: Mapping[str, Any]) -> Body:
         """Bind a graph that is an attribute of a node."""
-        constants = dict(initializers(self.model, graph))
+        constants = dict(initializers(self.model, graph, self.leaves))
         inputs, outputs = (tuple(value.name for value in values) for values in (graph.input, graph.output))
         steps = self.steps(graph.node, opsets, given)
         return _close(inputs, outputs, constants, steps)
@@ -163,8 +166,9 @@ class Binder:
         function = self._functions.get((proto.domain, proto.op_type, proto.overload))
         if function is not None:
             inner = self.opsets(function.opset_import)
-            defaults = {a.name: self._value(a, inner, {}) for a in function.attribute_proto}
-            steps = self.steps(function.node, inner, defaults | attributes)
+            within = replace(self, leaves=())  # names in a function are its own
+            defaults = {a.name: within._value(a, inner, {}) for a in function.attribute_proto}
+            steps = within.steps(function.node, inner, defaults | attributes)
             body = _close(tuple(function.input), tuple(function.output), {}, steps)
             run, attributes = _call, {"body": body}
         elif not domain and proto.op_type in OPERATORS:
@@ -213,10 +217,13 @@ class Binder:
                 return onnx.helper.get_attribute_value(attribute)
 
 
-def initializers(model: Model, graph: onnx.GraphProto) -> Iterator[tuple[str, Any]]:
-    """Yield the initializers of a graph with their names, those stored sparsely in full."""
+def initializers(
+    model: Model, graph: onnx.GraphProto, but: Collection[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yield the initializers of a graph, `but` some, with their names; those stored sparsely in full."""
     for tensor in graph.initializer:
-        yield tensor.name, to_torch(model.array(tensor))
+        if tensor.name not in but:
+            yield tensor.name, to_torch(model.array(tensor))
     for sparse in graph.sparse_initializer:
         yield sparse.values.name, dense(model, sparse)
 
@@ -245,5 +252,7 @@ def _close(
 
 def _call(node: Node, *inputs: Any) -> tuple[Any, ...]:
     """Evaluate a function of the model."""
-    result: tuple[Any, ...] = node.attributes["body"](inputs, {})
+    own = len(inputs) - len(node.captured)
+    around = dict(zip(node.captured, inputs[own:], strict=True))
+    result: tuple[Any, ...] = node.attributes["body"](inputs[:own], around)
     return result

@@ -144,6 +144,7 @@ class Training:
                     f"the loss of the student is {state.first} before it is trained: its outputs or those of "
                     "the teacher are not finite on the samples set aside"
                 )
+            self._check_reached()
             self._remember()
         batches = self._batches(state.step)
         left = range(state.step, n_steps if not state.stopped else state.step)
@@ -169,19 +170,24 @@ class Training:
                 n_samples += batch.n_samples
         return total / n_samples
 
+    def _check_reached(self) -> None:
+        """Refuse to train what no gradient reaches from any sample set aside."""
+        if not any(self._loss(batch).requires_grad for batch in self._source.held_out):
+            raise ModelError(
+                f"no gradient reaches {', '.join(list(self._trained)[:3])}: an operator without one stands "
+                "between them and the outputs, or they are in a branch that no sample set aside takes; name "
+                "others with --train"
+            )
+
     def _step(self, step: int, batch: Batch) -> None:
         """Go one step; a loss or gradient that is not finite stops training before it does harm."""
         state, settings = self._state, self._settings
         loss = self._loss(batch)
-        if not loss.requires_grad:
-            raise ModelError(
-                f"no gradient reaches {', '.join(list(self._trained)[:3])}: an operator without one stands "
-                "between them and the outputs; name others with --train"
-            )
         state.loss = float(loss.detach())
         if isfinite(state.loss):
             self._optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            if loss.requires_grad:  # the branch that ran may hold nothing that trains
+                torch.autograd.backward(loss)
             norm = float(torch.nn.utils.clip_grad_norm_(list(self._trained.values()), settings.clip))
         if not isfinite(state.loss) or not isfinite(norm):
             what = "loss" if not isfinite(state.loss) else "gradient"

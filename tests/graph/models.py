@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxdecomp.graph.find import Found, LayerGroup, find_layers
 from onnxdecomp.graph.io import Model, ModelWriter, load
+from onnxdecomp.graph.names import graphs_by_scope
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods.base import Chain
@@ -22,14 +23,27 @@ Arrays = Mapping[str, NDArray[np.generic]]
 MakeChain = Callable[[LayerGroup], Chain]
 
 
-def parse(text: str, arrays: Arrays | None = None, *, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
-    """Return a model from ONNX text without header, with initializers in its main graph."""
+def parse(
+    text: str,
+    arrays: Arrays | None = None,
+    *,
+    opset: int = 17,
+    ir: int = 8,
+    bodies: Mapping[str, Arrays] | None = None,
+) -> onnx.ModelProto:
+    """Return a model from ONNX text without header, with initializers in its main graph and in bodies.
+
+    `bodies` are known by their key prefix.
+    """
     proto = onnx.parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]> {text}')
     for name, array in (arrays or {}).items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         if ir < 4:
             element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
             proto.graph.input.append(onnx.helper.make_tensor_value_info(name, element, array.shape))
+    for scope, held in (bodies or {}).items():
+        body = graphs_by_scope(proto)[scope]
+        body.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in held.items())
     onnx.checker.check_model(proto)
     return proto
 

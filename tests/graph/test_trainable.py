@@ -109,3 +109,48 @@ def test_half_floats_are_seen() -> None:
     )
     assert has_half_floats(load(proto))
     assert not has_half_floats(load(teacher()))
+
+
+BRANCHES = """g (bool c, float[2,8] x) => (float[2,4] y) {
+    h = MatMul(x, u)
+    y = If (c) <then_branch = p () => (float[2,4] t) { t = MatMul(h, w) dead = MatMul(h, gone) },
+                else_branch = q () => (float[2,4] e) {
+                    f = MatMul(h, k)
+                    e = BatchNormalization(f, v, b, m, s)
+                    g = Neg(e)
+                }>
+}"""
+THEN, ELSE = "y.then_branch/", "y.else_branch/"
+IN_ELSE = {"k": normal(6, 4), **{name: np.abs(normal(4, seed=n)) for n, name in enumerate("vbms")}}
+
+
+def branches(then: dict, text: str = BRANCHES) -> onnx.ModelProto:
+    bodies = {THEN: {"gone": normal(6, 4), **then}, ELSE: IN_ELSE}
+    return parse(text, {"u": normal(8, 6)}, bodies=bodies)
+
+
+def test_weights_in_bodies_train_but_not_statistics_or_what_the_output_does_not_need() -> None:
+    assert all_of(load(branches({"w": normal(6, 4)}))) == ("u", "w", "k", "v", "b")
+
+
+def test_weights_of_bodies_that_share_a_name_do_not_train() -> None:
+    proto = branches({"k": normal(6, 4)}, BRANCHES.replace("w)", "k)"))
+    assert all_of(load(proto)) == ("u", "v", "b")
+
+
+def test_a_weight_in_a_body_that_a_constant_shares_its_name_with_does_not_train() -> None:
+    text = BRANCHES.replace("g = Neg(e)", "w = Constant<value_float = 1.0>()")
+    assert all_of(load(branches({"w": normal(6, 4)}, text))) == ("u", "k", "v", "b")
+
+
+def test_what_a_body_holds_decomposed_is_found_and_what_its_neighbour_kept_is_not() -> None:
+    original = branches({"k": normal(6, 4, seed=1)}, BRANCHES.replace("w)", "k)"))
+    text = BRANCHES.replace("t = MatMul(h, w)", "i = MatMul(h, w0) t = MatMul(i, w1)")
+    cut = branches({"w0": normal(6, 2), "w1": normal(2, 4)}, text)
+    assert decomposed_of(load(cut), load(original)) == ("w0", "w1")
+
+
+def test_half_floats_in_a_body_are_seen() -> None:
+    text = BRANCHES.replace("t = MatMul(h, w)", "i = Cast<to = 1>(w) t = MatMul(h, i)")
+    assert has_half_floats(load(branches({"w": normal(6, 4, dtype=np.float16)}, text)))
+    assert not has_half_floats(load(branches({"w": normal(6, 4)}, text)))

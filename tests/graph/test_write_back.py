@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.external import all_tensors
 from onnxdecomp.graph.io import load
 from onnxdecomp.graph.write_back import NumbersWriter
 from tests.graph.models import normal, parse
@@ -162,3 +163,78 @@ def test_numbers_that_do_not_fit_are_refused_and_nothing_is_written(
     with pytest.raises(ModelError, match=message):
         written(proto, tmp_path / "out.onnx", values)
     assert list(tmp_path.iterdir()) == []
+
+
+WITH_BODIES = """g (bool c, float[5,64] x) => (float[5,32] y) {
+    k = Constant<value = float[2] w {1, 2}>()
+    y = If (c) <then_branch = p () => (float[5,32] t) {
+                    one = Constant<value = float[2] w {1, 2}>()
+                    t = MatMul(x, w)
+                },
+                else_branch = q () => (float[5,32] e) { f = MatMul(x, both) g = Neg(f) e = MatMul(x, v) }>
+}"""
+THEN, ELSE = "y.then_branch/", "y.else_branch/"
+
+
+def with_bodies() -> onnx.ModelProto:
+    """Return a model with weights in two bodies, and constants that store one of their names."""
+    held = {
+        THEN: {"both": normal(64, 32, seed=2), "w": normal(64, 32)},
+        ELSE: {"both": normal(64, 32, seed=3), "v": normal(64, 32, seed=4)},
+    }
+    proto = parse(WITH_BODIES, bodies=held)
+    kept = [tensor.name for tensor in all_tensors(proto)]
+    assert kept.count("w") == 3
+    return proto
+
+
+def of_body(proto: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    """Return the weight of a body."""
+    (found,) = (t for t in all_tensors(proto) if t.name == name and len(t.dims) == 2)
+    return found
+
+
+def test_in_a_body_only_the_numbers_of_the_weight_change() -> None:
+    new = normal(64, 32, seed=1)
+    expected = with_bodies()
+    of_body(expected, "w").raw_data = new.tobytes()
+    assert written(with_bodies(), None, {"w": new}) == expected
+
+
+def test_external_data_of_a_body_keeps_its_layout(tmp_path: Path) -> None:
+    source, output, new = tmp_path / "in.onnx", tmp_path / "out.onnx", normal(64, 32, seed=1)
+    proto, data = with_bodies(), b""
+    for tensor in all_tensors(proto):
+        raw = bytes(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).data)
+        for field in ("raw_data", "float_data"):
+            tensor.ClearField(field)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "weights.bin"), ("offset", len(data)), ("length", len(raw))):
+            tensor.external_data.add(key=key, value=str(value))
+        data += raw
+    source.write_bytes(proto.SerializeToString())
+    (tmp_path / "weights.bin").write_bytes(data)
+    after = written(source, output, {"w": new})
+    old = normal(64, 32).tobytes()
+    assert data.count(old) == 1
+    assert (tmp_path / "out.onnx.data").read_bytes() == data.replace(old, new.tobytes())
+    for tensor in all_tensors(after):
+        tensor.external_data[0].value = "weights.bin"
+    assert after == proto
+
+
+def test_a_checksum_goes_with_the_numbers_it_is_of(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(noted(), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    summed = onnx.load(source, load_external_data=False)
+    for tensor in summed.graph.initializer:
+        tensor.external_data.add(key="checksum", value="0" * 40)
+    source.write_bytes(summed.SerializeToString())
+    w, v = written(source, output, {"v": normal(48, 32, seed=1)}).graph.initializer
+    assert [entry.key for entry in w.external_data] == ["location", "offset", "length", "checksum"]
+    assert [entry.key for entry in v.external_data] == ["location", "offset", "length"]
+
+
+def test_of_several_weights_of_a_name_none_is_changed() -> None:
+    with pytest.raises(ModelError, match=r"'both' is .* one of several"):
+        written(with_bodies(), None, {"both": normal(64, 32)})

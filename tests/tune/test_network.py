@@ -15,7 +15,7 @@ from onnxdecomp.tune.network import Network
 from onnxdecomp.tune.registry import OPERATORS, operator
 from tests.asserts import assert_sentence
 from tests.graph.models import normal, parse
-from tests.tune.checks import assert_parity, evaluate
+from tests.tune.checks import assert_gradients, assert_parity, evaluate
 
 TWO_LAYERS = """m (float[2, 4] x) => (float[2, 3] y) {
     a = MatMul(x, w)
@@ -272,3 +272,132 @@ def test_a_function_of_the_model_is_evaluated_with_its_attributes() -> None:
     proto = onnx.parser.parse_model(text)
     (y,) = evaluate(proto, {"x": X.numpy()})
     assert np.allclose(y, 3 * np.where(X < 0, 0.5 * X, X))
+
+
+TWO_BRANCHES = """m (bool c, double[2, 4] x) => (double[2, 5] y) {
+    a = Neg(x)
+    y = If (c) <then_branch = p () => (double[2, 5] t) { f = MatMul(a, w) t = Tanh(f) },
+                else_branch = q () => (double[2, 5] e) { e = MatMul(a, v) }>
+}"""
+THEN, ELSE = "y.then_branch/", "y.else_branch/"
+W, V = (normal(4, 5, dtype=np.float64, seed=seed) for seed in (1, 2))
+X64 = normal(2, 4, dtype=np.float64)
+
+
+@pytest.mark.parametrize(("condition", "ran", "other"), [(True, "w", "v"), (False, "v", "w")])
+def test_a_weight_in_the_branch_that_runs_gathers_its_gradient(condition: bool, ran: str, other: str) -> None:
+    proto = parse(TWO_BRANCHES, bodies={THEN: {"w": W}, ELSE: {"v": V}})
+    feeds = {"c": np.array(condition), "x": X64}
+    assert_parity(proto, feeds)
+    assert_gradients(proto, feeds, {ran})
+    network = Network(load(proto))
+    network.train_only(["w", "v"])
+    network({name: torch.from_numpy(array) for name, array in feeds.items()})["y"].sum().backward()
+    assert network.parameters[other].grad is None
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_weights_of_equal_names_in_two_branches_stay_constant(condition: bool) -> None:
+    proto = parse(TWO_BRANCHES.replace("v)", "w)"), bodies={THEN: {"w": W}, ELSE: {"w": V}})
+    assert Network(load(proto)).parameters == {}
+    assert_parity(proto, {"c": np.array(condition), "x": X64})
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_a_weight_whose_name_another_branch_computes_stays_constant(condition: bool) -> None:
+    text = TWO_BRANCHES.replace("f = MatMul(a, w) t = Tanh(f)", "v = MatMul(a, w) t = Tanh(v)")
+    proto = parse(text, bodies={THEN: {"w": W}, ELSE: {"v": V}})
+    assert set(Network(load(proto)).parameters) == {"w"}
+    assert_parity(proto, {"c": np.array(condition), "x": X64})
+
+
+def test_a_weight_that_a_body_also_takes_as_an_input_stays_constant() -> None:
+    text = LOOP.replace("float[4] s)", "float[4] s, float[4] w)")
+    proto = parse(text, bodies={"last.body/": {"w": normal(4)}})
+    network = Network(load(proto))
+    assert network.parameters == {}
+    x = torch.from_numpy(normal(4, seed=1))
+    last = network({"n": torch.tensor(2), "x": x})["last"]
+    assert torch.allclose(last, x * torch.from_numpy(normal(4)) ** 2)
+
+
+def test_a_weight_in_the_body_of_a_loop_gathers_the_gradients_of_all_turns() -> None:
+    proto = parse(LOOP, bodies={"last.body/": {"w": normal(4)}})
+    assert_parity(proto, {"n": np.array(3), "x": normal(4, seed=1)})
+    network = Network(load(proto))
+    network.train_only(["w"])
+    x = torch.from_numpy(normal(4, seed=1))
+    network({"n": torch.tensor(3), "x": x})["last"].sum().backward()
+    assert torch.allclose(network.parameters["w"].grad, 3 * x * network.parameters["w"].detach() ** 2)
+
+
+SCAN = """(double[4] start, double[3, 4] x) => (double[4] last, double[3, 4] all) {
+    last, all = Scan <num_scan_inputs = 1, body = b (double[4] s, double[4] r) => (double[4] t, double[4] u) {
+        p = Gather(w, order)
+        k = Mul(s, p)
+        t = Add(k, r)
+        u = Tanh(t)
+    }> (start, x)
+}"""
+SCANNED = {"w": normal(4, dtype=np.float64), "order": np.array([2, 0, 1, 3])}
+
+
+def test_a_weight_in_the_body_of_a_scan_has_the_gradient_of_central_differences() -> None:
+    proto = parse(f"m {SCAN}", bodies={"last.body/": SCANNED})
+    feeds = {"start": normal(4, dtype=np.float64, seed=1), "x": normal(3, 4, dtype=np.float64)}
+    assert set(Network(load(proto)).parameters) == {"w"}
+    assert_parity(proto, feeds)
+    assert_gradients(proto, feeds, {"w"})
+
+
+def test_a_weight_two_bodies_deep_has_the_gradient_of_central_differences() -> None:
+    inner = SCAN[SCAN.index("{") :]
+    text = f"""m (bool c, double[4] start, double[3, 4] x) => (double[4] y, double[3, 4] z) {{
+        y, z = If (c) <then_branch = p () => (double[4] last, double[3, 4] all) {inner},
+                       else_branch = q () => (double[4] e, double[3, 4] f) {{ e = Neg(start) f = Neg(x) }}>
+    }}"""
+    proto = parse(text, bodies={"y.then_branch/last.body/": SCANNED})
+    feeds = {"start": normal(4, dtype=np.float64, seed=1), "x": normal(3, 4, dtype=np.float64)}
+    feeds["c"] = np.array(True)
+    assert_parity(proto, feeds)
+    assert_gradients(proto, feeds, {"w"})
+
+
+IN_A_FUNCTION = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+m (bool c, float[2] x) => (float[2] y) {
+    z = If (c) <then_branch = p () => (float[2] t) <float[2] w = {1, 2}> { t = Mul(x, w) },
+                else_branch = q () => (float[2] e) { e = Neg(x) }>
+    y = own.scaled(c, z)
+}
+<domain: "own", opset_import: ["": 17]>
+scaled (c, x) => (y) {
+    y = If (c) <then_branch = g () => (float[2] t) <float[2] w = {3, 5}> { t = Mul(x, w) },
+                else_branch = h () => (float[2] e) { e = Neg(x) }>
+}"""
+
+
+def test_weights_in_the_functions_of_a_model_stay_constant() -> None:
+    network = Network(load(onnx.parser.parse_model(IN_A_FUNCTION)))
+    network.train_only(["w"])
+    x = torch.tensor([1.0, 1.0])
+    y = network({"c": torch.tensor(True), "x": x})["y"]
+    y.sum().backward()
+    assert y.tolist() == [3, 10]
+    assert network.parameters["w"].grad.tolist() == [3, 5]
+
+
+def test_a_body_that_is_given_to_a_function_keeps_its_weights() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+    m (bool c, float[2] x) => (float[2] y) {
+        y = own.either <branch = p () => (float[2] t) <float[2] w = {1, 2}> { t = Mul(x, w) }> (c, x)
+    }
+    <domain: "own", opset_import: ["": 17]>
+    either <branch> (c, a) => (y) {
+        y = If (c) <then_branch: graph = @branch, else_branch = h () => (float[2] e) { e = Neg(a) }>
+    }"""
+    network = Network(load(onnx.parser.parse_model(text)))
+    network.train_only(["w"])
+    y = network({"c": torch.tensor(True), "x": torch.tensor([3.0, 4.0])})["y"]
+    y.sum().backward()
+    assert y.tolist() == [3, 8]
+    assert network.parameters["w"].grad.tolist() == [3, 4]
