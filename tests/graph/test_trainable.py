@@ -124,8 +124,8 @@ THEN, ELSE = "y.then_branch/", "y.else_branch/"
 IN_ELSE = {"k": normal(6, 4), **{name: np.abs(normal(4, seed=n)) for n, name in enumerate("vbms")}}
 
 
-def branches(then: dict, text: str = BRANCHES) -> onnx.ModelProto:
-    bodies = {THEN: {"gone": normal(6, 4), **then}, ELSE: IN_ELSE}
+def branches(then: dict, text: str = BRANCHES, other: dict = IN_ELSE) -> onnx.ModelProto:
+    bodies = {THEN: {"gone": normal(6, 4), **then}, ELSE: other}
     return parse(text, {"u": normal(8, 6)}, bodies=bodies)
 
 
@@ -143,11 +143,18 @@ def test_a_weight_in_a_body_that_a_constant_shares_its_name_with_does_not_train(
     assert all_of(load(branches({"w": normal(6, 4)}, text))) == ("u", "k", "v", "b")
 
 
-def test_what_a_body_holds_decomposed_is_found_and_what_its_neighbour_kept_is_not() -> None:
-    original = branches({"k": normal(6, 4, seed=1)}, BRANCHES.replace("w)", "k)"))
-    text = BRANCHES.replace("t = MatMul(h, w)", "i = MatMul(h, w0) t = MatMul(i, w1)")
-    cut = branches({"w0": normal(6, 2), "w1": normal(2, 4)}, text)
-    assert decomposed_of(load(cut), load(original)) == ("w0", "w1")
+@pytest.mark.parametrize("cut", [THEN, ELSE])
+def test_what_a_body_holds_decomposed_is_found_and_what_its_neighbour_kept_is_not(cut: str) -> None:
+    text, own = BRANCHES.replace("w)", "k)"), normal(6, 4, seed=1)
+    original = branches({"k": own}, text)
+    factors = {"w0": normal(6, 2), "w1": normal(2, 4)}
+    if cut == THEN:
+        text = text.replace("t = MatMul(h, k)", "i = MatMul(h, w0) t = MatMul(i, w1)")
+        proto = branches(factors, text)
+    else:
+        text = text.replace("f = MatMul(h, k)", "i = MatMul(h, w0) f = MatMul(i, w1)")
+        proto = branches({"k": own}, text, {n: a for n, a in IN_ELSE.items() if n != "k"} | factors)
+    assert decomposed_of(load(proto), load(original)) == ("w0", "w1")
 
 
 def test_half_floats_in_a_body_are_seen() -> None:
