@@ -72,6 +72,15 @@ def goal_of_ranks(config: Config) -> Goal:
     return goal
 
 
+def counted(config: Config) -> str | None:
+    """Return what the cost of a decomposition is counted in, as `cost_of` takes it.
+
+    Where codebooks of the fewest bytes are looked for afterwards, bytes count before them too.
+    """
+    target = goal_of_ranks(config).target
+    return "size" if target is None and config.cluster == "auto" else target
+
+
 @dataclass(frozen=True)
 class InPlaceCosts:
     """Milliseconds of layers and of their options inside the whole model.

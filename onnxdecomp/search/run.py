@@ -15,7 +15,7 @@ from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Pick, Search, ballots
-from onnxdecomp.search.goal import Goal, cost_of, costs_in_place, goal_of_ranks
+from onnxdecomp.search.goal import Goal, cost_of, costs_in_place, counted
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import MAX_OPTIONS, MAX_OPTIONS_OF_LARGE, LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
@@ -121,7 +121,7 @@ class NetworkSearch:
         with watched(trials, track, "profiling"):
             in_place = costs_in_place(self._layers, trials, timed_inputs(trials.original, config))
         self._total_ms = in_place.total_ms
-        cost = cost_of(goal_of_ranks(config).target, in_place)
+        cost = cost_of(counted(config), in_place)
         known = LIGHT_STEPS if trials.looks_are_long else STEPS
         steps = [step for step in known if step not in config.without]
         self._search = Search(ballots(self._layers, trials, cost, track), trials, steps)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxdecomp.config import Config
 from onnxdecomp.graph.io import load
 from onnxdecomp.layer import Geometry, StepSpec
 from onnxdecomp.methods import find_methods
@@ -14,7 +15,7 @@ from onnxdecomp.runtime.cache import Cache
 from onnxdecomp.runtime.in_place import InPlace
 from onnxdecomp.runtime.latency import Timing
 from onnxdecomp.search import goal
-from onnxdecomp.search.goal import costs_in_place
+from onnxdecomp.search.goal import costs_in_place, counted
 from onnxdecomp.search.memory import Memory
 from tests.networks import network
 
@@ -103,3 +104,21 @@ def test_other_options_threads_and_inputs_are_profiled_on_their_own(
     trials.threads = threads
     costs_in_place([layer("a", *ranks)], trials, {"x": np.repeat(FEEDS["x"], n_samples, axis=0)})
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"max_drop": 0.01}, None),
+        ({"cluster": "4"}, None),
+        ({"cluster": "auto"}, "size"),
+        ({"cluster": "auto", "target_size": 0.1}, "size"),
+        ({"cluster": "auto", "target_latency": 0.5}, "latency"),
+        ({"cluster": "auto", "target_macs": 0.5}, "macs"),
+        ({"target_size": 0.5}, "size"),
+    ],
+    ids=str,
+)
+def test_ranks_are_chosen_by_bytes_where_the_fewest_are_looked_for(options, expected):
+    assert counted(Config(calibration="x.npz", **options)) == expected
