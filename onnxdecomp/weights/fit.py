@@ -110,5 +110,5 @@ class Data:
         """Return a chain, refitted as the fit says, and its relative error on the data."""
         if self.fit.refit:
             start = refitted(chain, self.metric)
-            return (jointly_fitted(start[0], self.metric) or start) if self.fit.joint else start
+            return (jointly_fitted(*start, self.metric) or start) if self.fit.joint else start
         return chain, self.metric.error(recompose(chain.specs, chain.weights, chain.layer.group))

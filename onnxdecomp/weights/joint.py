@@ -44,20 +44,21 @@ ROOT_SHRINKAGE = 0.01
 """Share of the identity in the root that whitens the coordinates."""
 
 
-def jointly_fitted(chain: Chain, metric: Metric) -> tuple[Chain, float] | None:
+def jointly_fitted(chain: Chain, before: float, metric: Metric) -> tuple[Chain, float] | None:
     """Return a chain with a lower error on the data, and that relative error.
 
     Args:
-        chain: Where to start from.
+        chain: Where to start from, its last step refitted.
+        before: The relative error of that.
         metric: How errors of its layer count.
 
     Returns:
         None when the last step is no matrix, when the work is too much, or when nothing was gained.
     """
-    start = LastStep.of(metric, chain.specs, chain.weights)
     is_cp = any(map(_is_diagonal, chain.specs))
     n_steps = n_steps_of(chain.layer, N_STEPS_OF_CP if is_cp else N_STEPS)
-    if start is None or n_steps == 0 or metric.energy <= 0:
+    is_matrix = chain.specs[-1].geometry.group == chain.layer.group
+    if not is_matrix or n_steps == 0 or metric.energy <= 0:
         return None
     from scipy.optimize import minimize  # takes half a second, as long as all else that a worker loads
 
@@ -74,7 +75,7 @@ def jointly_fitted(chain: Chain, metric: Metric) -> tuple[Chain, float] | None:
     assert last is not None
     solved = last.solved()
     error = last.error(solved)
-    if not np.all(np.isfinite(solved)) or error >= start.error(chain.weights[-1]):
+    if not np.all(np.isfinite(solved)) or error >= before:
         return None
     return replace(chain, weights=(*inner, solved)), error
 

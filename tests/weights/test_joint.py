@@ -23,12 +23,15 @@ from tests.weights.test_fit import (
 SLOPE = 1e-2
 """Relative error of a slope by finite differences, the small penalty of the last step included."""
 
+SINGLE_FLOOR = 1e-3
+"""Relative error below which single precision tells no better from worse."""
+
 
 @every_case
 def test_a_joint_fit_is_better_than_the_refit_or_says_that_it_is_not(method, layer):
     metric = metric_of(layer)
     chain, before = refitted(chain_of(method, layer), metric)
-    found = jointly_fitted(chain, metric)
+    found = jointly_fitted(chain, before, metric)
     after, error = (chain, before) if found is None else found
     assert error <= before
     assert metric.error(whole(after)) == pytest.approx(error, abs=ROUNDING)
@@ -62,7 +65,8 @@ def test_from_a_plain_factorization_of_a_matrix_it_finds_the_best_of_its_rank(ra
     monkeypatch.setattr(joint, "N_STEPS", 60)
     layer = MATRICES["Gemm"]
     (method,) = find_methods("svd/2-steps")
-    found = jointly_fitted(decompose_plain(method, layer, (rank,)), metric_of(layer))
+    start = refitted(decompose_plain(method, layer, (rank,)), metric_of(layer))
+    found = jointly_fitted(*start, metric_of(layer))
     assert found is not None
     assert found[1] == pytest.approx(error_of_any(layer, rank), rel=10 * RIDGE_SLACK)
 
@@ -71,13 +75,25 @@ def test_two_kernels_are_better_fitted_together_than_one_after_the_other():
     layer = LAYERS["plain"]
     (method,) = find_methods("spatial-svd/vertical-first")
     chain, before = refitted(decompose_plain(method, layer, (2,)), metric_of(layer))
-    found = jointly_fitted(chain, metric_of(layer))
+    found = jointly_fitted(chain, before, metric_of(layer))
     assert found is not None
     assert found[1] < 0.99 * before
+
+
+@every_case
+def test_steps_searched_in_single_precision_come_out_about_as_good(method, layer, monkeypatch):
+    metric = metric_of(layer)
+    start = refitted(chain_of(method, layer), metric)
+    double = jointly_fitted(*start, metric) or start
+    monkeypatch.setattr(joint, "SINGLE_FROM_SIZE", 1)
+    single = jointly_fitted(*start, metric) or start
+    assert single[1] == pytest.approx(double[1], rel=SLOPE, abs=SINGLE_FLOOR)
+    assert metric.error(whole(single[0])) == pytest.approx(single[1], abs=ROUNDING)
 
 
 def test_work_that_is_too_much_is_not_begun(monkeypatch):
     layer = LAYERS["plain"]
     monkeypatch.setattr(joint, "MAX_FLOPS", 1.0)
     (method,) = find_methods("spatial-svd/vertical-first")
-    assert jointly_fitted(decompose_plain(method, layer, (2,)), metric_of(layer)) is None
+    start = refitted(decompose_plain(method, layer, (2,)), metric_of(layer))
+    assert jointly_fitted(*start, metric_of(layer)) is None
