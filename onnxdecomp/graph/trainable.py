@@ -15,7 +15,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.names import MARK, graphs_by_scope, named_initializers, used_names
-from onnxdecomp.graph.walk import walk
+from onnxdecomp.graph.walk import bodies, walk
 from onnxdecomp.graph.weights import FLOAT_TYPES
 
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
@@ -149,7 +149,7 @@ def _reached(graph: onnx.GraphProto) -> Iterator[str]:
     yield from needed
     for node in reversed(graph.node):
         if needed.intersection(node.output):
-            read = [*node.input, *(name for body in _bodies(node) for name in _reached(body))]
+            read = [*node.input, *(name for body in bodies(node) for name in _reached(body))]
             needed.update(read)
             yield from read
 
@@ -157,15 +157,8 @@ def _reached(graph: onnx.GraphProto) -> Iterator[str]:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the tensors that a node reads, and all names that are used in its bodies."""
     yield from node.input
-    for body in _bodies(node):
+    for body in bodies(node):
         yield from used_names(body)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _statistics(proto: onnx.ModelProto) -> Iterator[str]:

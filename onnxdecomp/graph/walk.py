@@ -45,3 +45,11 @@ def walk(graph: onnx.GraphProto, scope: str = "") -> Iterator[NodePlace]:
             elif attribute.type == onnx.AttributeProto.GRAPHS:
                 for number, body in enumerate(attribute.graphs):
                     yield from walk(body, f"{key}.{attribute.name}[{number}]/")
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that are attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.walk import bodies
 from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto
 
 
@@ -53,11 +54,10 @@ def open_outputs(
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the tensors that a node reads, those that its bodies take from outside included."""
     yield from node.input
-    for attribute in node.attribute:
-        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            yield from (output.name for output in graph.output)
-            for inner in graph.node:
-                yield from read_by(inner)
+    for body in bodies(node):
+        yield from (output.name for output in body.output)
+        for inner in body.node:
+            yield from read_by(inner)
 
 
 def between(proto: onnx.ModelProto, sources: Sequence[Feeds], names: Sequence[str]) -> onnx.ModelProto | None:

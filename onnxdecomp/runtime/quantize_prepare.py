@@ -26,7 +26,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.io import INLINE_LIMIT_BYTES, load
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.sites import is_dense, kind_refusal
-from onnxdecomp.graph.walk import walk
+from onnxdecomp.graph.walk import bodies, walk
 from onnxdecomp.runtime.compare import verify_models
 from onnxdecomp.runtime.quantize_layers import initializers, numbered_name, sort_out, with_names
 from onnxdecomp.runtime.session import LOG_FATAL, ORT_ERRORS, Feeds, Model, first_sentence
@@ -284,8 +284,7 @@ def _sort(graph: onnx.GraphProto) -> None:
 
 def _used(node: NodeProto) -> Iterable[str]:
     yield from node.input
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for place in walk(body):
-                yield from place.node.input
-            yield from (value.name for value in body.output)
+    for body in bodies(node):
+        for place in walk(body):
+            yield from place.node.input
+        yield from (value.name for value in body.output)
