@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxdecomp.graph.io import Model
-from onnxdecomp.graph.trainable import reads
+from onnxdecomp.graph.names import reads
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from onnxdecomp.graph.walk import walk
+from onnxdecomp.graph.walk import bodies, walk
 
 MARK = "/onnxdecomp/"
 """Stands in every name we make, so that a prefix not used before makes it unique."""
@@ -74,6 +74,13 @@ def used_names(graph: onnx.GraphProto) -> Iterator[str]:
     for scope, body in bodies.items():
         if scope:
             yield from (output.name for output in body.output)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, and all names that are used in its bodies."""
+    yield from node.input
+    for body in bodies(node):
+        yield from used_names(body)
 
 
 def remove(entries: Any, names: set[str]) -> None:

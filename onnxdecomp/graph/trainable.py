@@ -14,7 +14,7 @@ import onnx
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
-from onnxdecomp.graph.names import MARK, graphs_by_scope, named_initializers, used_names
+from onnxdecomp.graph.names import MARK, graphs_by_scope, named_initializers
 from onnxdecomp.graph.walk import bodies, walk
 from onnxdecomp.graph.weights import FLOAT_TYPES
 
@@ -152,13 +152,6 @@ def _reached(graph: onnx.GraphProto) -> Iterator[str]:
             read = [*node.input, *(name for body in bodies(node) for name in _reached(body))]
             needed.update(read)
             yield from read
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the tensors that a node reads, and all names that are used in its bodies."""
-    yield from node.input
-    for body in bodies(node):
-        yield from used_names(body)
 
 
 def _statistics(proto: onnx.ModelProto) -> Iterator[str]:

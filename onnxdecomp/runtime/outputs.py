@@ -1,13 +1,13 @@
 """Make any tensor of a model an output of it, or its input, and run only what that takes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.walk import bodies
+from onnxdecomp.graph.names import reads
 from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto
 
 
@@ -51,15 +51,6 @@ def open_outputs(
     return open_session(proto, threads=threads, folder=folder)
 
 
-def read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the tensors that a node reads, those that its bodies take from outside included."""
-    yield from node.input
-    for body in bodies(node):
-        yield from (output.name for output in body.output)
-        for inner in body.node:
-            yield from read_by(inner)
-
-
 def between(proto: onnx.ModelProto, sources: Sequence[Feeds], names: Sequence[str]) -> onnx.ModelProto | None:
     """Return the part of a model that makes some tensors of others.
 
@@ -93,7 +84,7 @@ def varying(graph: onnx.GraphProto) -> set[str]:
     """Return the inputs of a graph and the tensors of it that depend on them."""
     found = {entry.name for entry in graph.input} - {entry.name for entry in graph.initializer}
     for node in graph.node:
-        if not found.isdisjoint(read_by(node)):
+        if not found.isdisjoint(reads(node)):
             found.update(name for name in node.output if name)
     return found
 
@@ -111,7 +102,7 @@ def _needed(
         index = producers.get(name)
         if name not in known and index is not None and index not in needed:
             needed.add(index)
-            pending += read_by(graph.node[index])
+            pending += reads(graph.node[index])
     return needed, used
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxdecomp.graph.names import reads
 from onnxdecomp.runtime.in_order import in_order
-from onnxdecomp.runtime.outputs import between, read_by, varying
+from onnxdecomp.runtime.outputs import between, varying
 from onnxdecomp.runtime.session import Feeds, open_session, run
 
 MAX_BYTES = 1 << 29
@@ -78,5 +79,5 @@ def _live_at(graph: onnx.GraphProto, place: int) -> list[str]:
     """Return what nodes from a place on read of what stands before it and depends on the inputs."""
     depends = varying(graph)
     made = {name for node in graph.node[place:] for name in node.output}
-    read = (name for node in graph.node[place:] for name in read_by(node))
+    read = (name for node in graph.node[place:] for name in reads(node))
     return [name for name in dict.fromkeys(read) if name in depends and name not in made]

@@ -7,7 +7,7 @@ named by its number in the original, a name that survives both steps, so that no
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -19,14 +19,14 @@ from warnings import catch_warnings, simplefilter
 
 import onnx
 import onnxruntime as ort
-from onnx import NodeProto
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.io import INLINE_LIMIT_BYTES, load
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
+from onnxdecomp.graph.names import reads
 from onnxdecomp.graph.sites import is_dense, kind_refusal
-from onnxdecomp.graph.walk import bodies, walk
+from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import verify_models
 from onnxdecomp.runtime.quantize_layers import initializers, numbered_name, sort_out, with_names
 from onnxdecomp.runtime.session import LOG_FATAL, ORT_ERRORS, Feeds, Model, first_sentence
@@ -264,7 +264,7 @@ def _sort(graph: onnx.GraphProto) -> None:
     users: dict[int, list[int]] = defaultdict(list)
     missing = []
     for number, node in enumerate(graph.node):
-        needed = {producer[name] for name in _used(node) if name in producer}
+        needed = {producer[name] for name in reads(node) if name in producer}
         missing.append(len(needed))
         for other in needed:
             users[other].append(number)
@@ -280,11 +280,3 @@ def _sort(graph: onnx.GraphProto) -> None:
                 heappush(ready, user)
     del graph.node[:]
     graph.node.extend(order)
-
-
-def _used(node: NodeProto) -> Iterable[str]:
-    yield from node.input
-    for body in bodies(node):
-        for place in walk(body):
-            yield from place.node.input
-        yield from (value.name for value in body.output)

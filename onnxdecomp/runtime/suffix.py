@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 import onnx
 
+from onnxdecomp.graph.names import reads
 from onnxdecomp.runtime.evaluate import Outputs, joined
 from onnxdecomp.runtime.in_order import in_order
-from onnxdecomp.runtime.outputs import between, open_outputs, read_by, varying
+from onnxdecomp.runtime.outputs import between, open_outputs, varying
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, open_session, run
 
@@ -107,7 +108,7 @@ def _frontier(graph: onnx.GraphProto, tensors: Collection[str]) -> tuple[list[st
     changed: set[str] = set()
     read: dict[str, None] = {}
     for node in graph.node:
-        inputs = [name for name in read_by(node) if name]
+        inputs = [name for name in reads(node) if name]
         if depends.isdisjoint(inputs):
             continue
         if changed.isdisjoint(inputs) and not any(name in tensors for name in node.output):
