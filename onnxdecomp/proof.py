@@ -13,6 +13,7 @@ from onnxdecomp.report.outcome import BeforeAfter, Footprint, Latency
 from onnxdecomp.runtime.compare import verify_models
 from onnxdecomp.runtime.compare_chain import ChainCheck, verify_chain
 from onnxdecomp.runtime.latency import paired_speedup, time_interleaved
+from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.measure import run_alone
 from onnxdecomp.runtime.session import Array, Model, open_session, run
 from onnxdecomp.selection import Decision, Target, model_inputs, timed_inputs
@@ -99,10 +100,29 @@ def prove_model(
     if not check.passed and not config.force:
         raise VerificationError(" ".join([*check.problems, "Nothing was written."]))
     failed = tuple(failure_note(problem) for problem in check.problems)
-    latency = None
-    if not failed:
-        latency = compare_latency(original, converted, timed_inputs(original, config), config.threads)
-    return ModelProof(check.worst, latency, failed)
+    if failed:
+        return ModelProof(check.worst, None, failed)
+    timed = timed_inputs(original, config)
+    latency = compare_latency(original, converted, timed, config.threads)
+    notes = _slower_on_all_cores(original, converted, timed, config) if latency.speedup_low > 1.0 else ()
+    return ModelProof(check.worst, latency, notes)
+
+
+def _slower_on_all_cores(
+    original: Model, converted: Model, feeds: dict[str, Array], config: Config
+) -> tuple[str, ...]:
+    """Return what to say where a thread for every core, as runtimes start by themselves, loses the gain."""
+    n_threads = usable_cores()
+    if n_threads == config.threads:
+        return ()
+    latency = compare_latency(original, converted, feeds, n_threads)
+    if latency.speedup_high >= 1.0:
+        return ()
+    took = f"{latency.median_ms.after:.4g} ms instead of {latency.median_ms.before:.4g} ms"
+    return (
+        f"With {n_threads} threads the model is slower than the original: {took}. It was chosen for "
+        f"{config.threads}; --threads {n_threads} chooses for that.",
+    )
 
 
 def footprint(original: Model, converted: Model, config: Config) -> Footprint:

@@ -191,6 +191,20 @@ def test_a_model_that_is_as_fast_as_before_is_made_smaller(source, tmp_path, mon
     assert onnxdecomp.convert(source, tmp_path / "out.onnx", **options).decomposed
 
 
+@pytest.mark.parametrize(("on_all_cores", "is_told"), [(0.5, True), (1.0, False), (2.0, False)])
+def test_a_model_that_is_faster_on_so_many_threads_and_slower_on_all_is_told_of(
+    source, tmp_path, monkeypatch, on_all_cores, is_told
+):
+    def compare(original, converted, feeds, threads):
+        return measured(on_all_cores if threads == 4 else 2.0, 0.1)(original, converted, feeds, threads)
+
+    monkeypatch.setattr("onnxdecomp.proof.usable_cores", lambda: 4)
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", compare)
+    report = onnxdecomp.convert(source, tmp_path / "out.onnx", rank="ratio:0.5", threads=2)
+    assert any("--threads 4 chooses for that" in note for note in report.notes) == is_told
+    assert report.latency.speedup == 2.0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_layer_with_weights_that_are_not_finite_is_kept_with_a_reason(tmp_path, bad):
     model = network()
