@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from onnxdecomp.config import Config
-from onnxdecomp.errors import TooFewSamplesError, UsageError, unknown_name
+from onnxdecomp.errors import ModelError, TooFewSamplesError, UsageError, unknown_name
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.opset import raise_opset
 from onnxdecomp.graph.rewrite import Rewriter
@@ -34,11 +34,11 @@ from onnxdecomp.reporting import Clock, Source, begun, finished, outcome_of
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
-from onnxdecomp.search.goal import Goal, goal_of_ranks
+from onnxdecomp.search.goal import Goal, goal_of_ranks, is_for_int8
 from onnxdecomp.search.int8 import fastest_int8
 from onnxdecomp.search.parts import needs_samples
 from onnxdecomp.search.replacement import Replacement
-from onnxdecomp.search.run import NetworkSearch, gathered, measured, open_trials
+from onnxdecomp.search.run import NetworkSearch, Searched, gathered, measured, open_trials
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
@@ -94,16 +94,17 @@ def convert(
             with clock.stage("calibrate"):
                 trials = _open_trials(model, targets, stack, report, config)
         with clock.stage("decompose"):
-            decide_for = _decider(model, targets, trials, report, config, track)
+            decide_for = _decider(model, targets, trials, config, track)
         run = _Run(model, output, trials, stack, report, clock, track)
-        staged = _decomposed_within(run, decide_for, config)
+        blank = replace(report, layers=list(report.layers), notes=list(report.notes))
+        in_float = replace(config, int8=False) if is_for_int8(config) else config
+        staged = _decomposed_within(run, decide_for, in_float)
         if config.clusters:
             with clock.stage("cluster"):
                 staged = _clustered(run, staged, config)
-        writer, converted = staged.writer, staged.model
         if config.int8 and trials:
-            with clock.stage("int8"), watched(trials, track, "trying INT8"):
-                converted = _in_int8(converted, trials, writer, report, config)
+            staged, report = _in_int8(run, trials, staged, blank, decide_for, config)
+        writer, converted = staged.writer, staged.model
         with clock.stage("verify"):
             _prove(model, converted, report, config)
             _measure(trials, converted, report, config)
@@ -119,8 +120,8 @@ def convert(
         return finished(report, found, writer, clock)
 
 
-Decide = Callable[[Config], Iterable[tuple[Target, Decision]]]
-"""Returns a decision for each target under a configuration that differs in its budget alone."""
+Decide = Callable[[Config], Searched]
+"""Returns a decision for each target under a configuration that differs in its budget and `int8` alone."""
 
 
 @dataclass(frozen=True)
@@ -179,27 +180,15 @@ def _open_trials(
 
 
 def _decider(
-    model: Model,
-    targets: Sequence[Target],
-    trials: Trials | None,
-    report: Report,
-    config: Config,
-    track: Track,
+    model: Model, targets: Sequence[Target], trials: Trials | None, config: Config, track: Track
 ) -> Decide:
     """Return what decides for all targets: together where data allows a search, else one after the other."""
     if trials and config.rank == "auto":
         search = NetworkSearch(model, targets, trials, config, track)
-
-        def chosen(own: Config) -> Iterable[tuple[Target, Decision]]:
-            searched = search.chosen(goal_of_ranks(own))
-            report.recovered = searched.recovered
-            report.notes += searched.notes
-            return searched.decisions
-
-        return chosen
+        return lambda own: search.chosen(goal_of_ranks(own), in_int8=is_for_int8(own))
     fitted = [target for target in targets if not isinstance(target.policy, Keep)]
     moments = gathered(model, fitted, trials, config, track) if trials else {}
-    return lambda own: (
+    return lambda own: Searched(
         (target, decide(target, own, moments.get(target.group.layer.key)))
         for target in track(targets, "layers")
     )
@@ -236,7 +225,10 @@ def _decomposed(run: _Run, decide_for: Decide, config: Config) -> Staged:
     writer = run.stack.enter_context(ModelWriter(model, run.output))
     with clock.stage("decompose"):
         rewriter = Rewriter(model, writer.add_tensor)
-        held = _decompose(decide_for(config), report, rewriter, config, hold=puts_layers_back(model, config))
+        found = decide_for(config)
+        report.recovered = found.recovered
+        report.notes += found.notes
+        held = _decompose(found.decisions, report, rewriter, config, hold=puts_layers_back(model, config))
     with clock.stage("write"):
         staged = Staged(writer, writer.stage(rewriter.finish()))
     if not held:
@@ -299,18 +291,39 @@ def _clustered(run: _Run, staged: Staged, config: Config) -> Staged:
 
 
 def _in_int8(
-    converted: RuntimeModel, trials: Trials, writer: ModelWriter, report: Report, config: Config
-) -> RuntimeModel:
-    """Return the model in INT8 where that keeps the budget and is faster; else as it is, with a note."""
-    found, is_original = fastest_int8(converted, trials, config, decomposed=bool(report.decomposed))
+    run: _Run, trials: Trials, staged: Staged, blank: Report, decide_for: Decide, config: Config
+) -> tuple[Staged, Report]:
+    """Return the fastest model in INT8 with its report, or what is given where none is faster.
+
+    What chains of a few channels save in float they may not save in INT8. So a search chooses the layers
+    anew by what they cost there, and in any case the original is tried too.
+
+    Args:
+        run: The conversion; its report is that of the model in float.
+        trials: The samples.
+        staged: The model in float.
+        blank: The report before any layer was decided on.
+        decide_for: Decides.
+        config: Options.
+    """
+    chosen, report = staged, run.report
+    if is_for_int8(config):
+        report = replace(blank, layers=list(blank.layers), notes=list(blank.notes))
+        try:
+            chosen = _decomposed_within(replace(run, report=report), decide_for, config)
+        except ModelError:  # what was chosen in float says why
+            report = run.report
+    models = [chosen.model, trials.original] if report.decomposed else [chosen.model]
+    with run.clock.stage("int8"), watched(trials, run.track, "trying INT8"):
+        found, number = fastest_int8(models, trials, config, against=staged.model)
     if found.model is None:
-        report.notes.append(f"Kept in float: {found.reason}")
-        return converted
-    if is_original:
+        run.report.notes.append(f"Kept in float: {found.reason}")
+        return staged, run.report
+    if number:
         keep_all(report, "put back: in INT8 the original is faster than the decomposed model")
     report.int8 = found.quantized
     report.notes += [f"{key} stays in float: {reason}" for key, reason in found.kept]
-    return writer.stage(found.model)
+    return Staged(chosen.writer, chosen.writer.stage(found.model)), report
 
 
 def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, config: Config) -> None:

@@ -17,6 +17,7 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.report.outcome import BeforeAfter, LayerOutcome, Report, WeightOutcome
 from onnxdecomp.runtime.in_place import InPlace, profile_variants
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.search.goal import is_for_int8
 from onnxdecomp.search.replacement import Replacements
 from onnxdecomp.selection import timed_inputs
 
@@ -55,9 +56,9 @@ def puts_back(config: Config) -> bool:
 def puts_layers_back(model: Model, config: Config) -> bool:
     """Tell whether single layers are put back, so that their chains are to be held.
 
-    Where MACs or bytes are to be reached, the layers that were chosen for that stay.
+    Where MACs or bytes are to be reached, or speed in INT8, the layers that were chosen for that stay.
     """
-    asked = config.target_macs is not None or config.target_size is not None
+    asked = config.target_macs is not None or config.target_size is not None or is_for_int8(config)
     return puts_back(config) and not asked and model.size_bytes <= HELD_BYTES
 
 

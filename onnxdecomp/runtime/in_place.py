@@ -42,6 +42,10 @@ MAX_TOGETHER_BYTES = 2**30
 """Models of more bytes than this are not held at once, but a few after the others."""
 
 
+Form = Callable[[Model], onnx.ModelProto]
+"""Makes another form of a model, such as one in INT8."""
+
+
 @dataclass(frozen=True)
 class InPlace:
     """What a model costs, by layer.
@@ -75,6 +79,7 @@ def profile_variants(
     *,
     n_runs: int = 20,
     max_seconds: float = 60.0,
+    form: Form | None = None,
 ) -> tuple[InPlace, list[InPlace]]:
     """Profile a model and variants of it in which chains stand for layers, with optimizations on.
 
@@ -89,6 +94,7 @@ def profile_variants(
         threads: Threads inside an operator.
         n_runs: Runs of each.
         max_seconds: As in `time_interleaved`, for all variants together.
+        form: What is profiled in place of each model; nodes and what they put out keep their names.
 
     Returns:
         The original, and the variants in order, all with the same layers.
@@ -98,6 +104,8 @@ def profile_variants(
     """
     folder = model.parent if isinstance(model, Path) else None
     original = {place.key: place for place in walk(read_proto(model).graph)}
+    if form is not None:
+        model, variants = form(model), [form(variant) for variant in variants]
     owners = [_owners(original, read_proto(variant)) for variant in variants]
     layers = list(dict.fromkeys(layer for found in owners for layer in found.values()))
     dense = {key: layer for found in owners for key, layer in found.items() if key in original}

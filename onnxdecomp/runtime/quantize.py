@@ -18,6 +18,7 @@ from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.machine import int8_saturates
 from onnxdecomp.runtime.quantize_build import WORST_ERROR, Built, Int8Builder
 from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, prepare, quiet
+from onnxdecomp.runtime.quantize_ranges import ALL
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, first_sentence, read_proto
 
@@ -88,6 +89,25 @@ def quantize(
         if isinstance(work, Quantized):
             return work
         return work.checked(work.layers)
+
+
+def as_fast_as_int8(model: Model, feeds: Feeds, threads: int = 1) -> onnx.ModelProto:
+    """Return a model with all in INT8 that can be, over ranges of one input: what its clock says will hold.
+
+    Args:
+        model: The float model or its path; not modified.
+        feeds: A complete set of inputs.
+        threads: Threads inside an operator.
+
+    Raises:
+        ModelError: Nothing of it can be in INT8.
+    """
+    with quiet():
+        prepared = prepare(model, feeds, threads)
+        if isinstance(prepared, str):
+            raise ModelError(prepared)
+        builder = Int8Builder(prepared, [feeds], [feeds], threads)
+        return builder.build(builder.layers, ALL)[0]
 
 
 def search_int8(

@@ -36,6 +36,21 @@ every further method."""
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """A layer with what its options are expected to do to the network.
+
+    Args:
+        layer: The layer.
+        options: Its options, in the fit that serves the network best.
+        curves: How far the outputs move, over the error of an option, by name of the method.
+    """
+
+    layer: LayerOptions
+    options: list[Option]
+    curves: Mapping[str, Curve]
+
+
+@dataclass(frozen=True)
 class Ballot:
     """A layer with what its options cost and are expected to do to the network.
 
@@ -77,15 +92,12 @@ Cost = Callable[[LayerOptions, Option | None], float]
 """Cost of an option of a layer, or of the layer itself."""
 
 
-def ballots(
-    layers: Sequence[LayerOptions], trials: Trials, cost: Cost, track: Track = untracked
-) -> list[Ballot]:
+def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untracked) -> list[Weighed]:
     """Measure what each layer's options do to the network's output, and choose its fit by that.
 
     Args:
         layers: The layers.
         trials: Evaluates.
-        cost: What options cost.
         track: Shows progress over the layers.
     """
 
@@ -96,16 +108,18 @@ def ballots(
     fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
     complete([(layer, fit) for layer, (fit, _) in zip(layers, fits, strict=True)], trials.jobs, track)
     return [
-        _ballot(layer, layer.options[fit], curves_of(layer, fit, moved, diverge, n_probes), cost)
+        Weighed(layer, layer.options[fit], curves_of(layer, fit, moved, diverge, n_probes))
         for layer, (fit, moved) in zip(track(layers, "weighing layers"), fits, strict=True)
     ]
 
 
-def _ballot(layer: LayerOptions, options: list[Option], curves: Mapping[str, Curve], cost: Cost) -> Ballot:
+def ballot(weighed: Weighed, cost: Cost) -> Ballot:
+    """Return the options of a layer that cost less than it."""
+    layer, curves = weighed.layer, weighed.curves
     dense = Item(0.0, cost(layer, None))
     found = [
         (option, Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
-        for option in options
+        for option in weighed.options
     ]
     worth = [(option, item) for option, item in found if item.cost < dense.cost]
     return Ballot(layer, [option for option, _ in worth], [dense, *(item for _, item in worth)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod, sqrt
 from typing import Any
 
@@ -11,10 +12,11 @@ from onnxdecomp.config import Config
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.methods.base import Chain, Ranks
 from onnxdecomp.ranks.study import Candidate
-from onnxdecomp.runtime.in_place import InPlace, profile_variants
+from onnxdecomp.runtime.in_place import Form, InPlace, profile_variants
 from onnxdecomp.runtime.latency_table import STEADY
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.observe import node_times
+from onnxdecomp.runtime.quantize import as_fast_as_int8
 from onnxdecomp.runtime.session import Feeds
 from onnxdecomp.search.auto import Cost
 from onnxdecomp.search.options import LayerOptions, Option
@@ -81,6 +83,12 @@ def counted(config: Config) -> str | None:
     return "size" if target is None and config.cluster == "auto" else target
 
 
+def is_for_int8(config: Config) -> bool:
+    """Tell whether layers are chosen by what they cost in INT8: the fastest model in that is looked for."""
+    is_searched = config.rank == "auto" and config.calibration is not None and not config.has_target
+    return config.int8 and is_searched and config.finetune is None
+
+
 @dataclass(frozen=True)
 class InPlaceCosts:
     """Milliseconds of layers and of their options inside the whole model.
@@ -96,18 +104,32 @@ class InPlaceCosts:
     total_ms: float
 
 
-def costs_in_place(layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds) -> InPlaceCosts:
+def costs_in_place(
+    layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds, *, in_int8: bool = False
+) -> InPlaceCosts:
     """Return what layers and options cost inside the whole model, profiled now when it is not known.
 
     What was measured at a bad moment is measured again by the next search, as latencies of layers alone are.
+
+    Args:
+        layers: The layers.
+        trials: Builds models.
+        feeds: A complete set of inputs.
+        in_int8: Profile all models in INT8.
+
+    Raises:
+        ModelError: One of them has no form in INT8.
     """
     options = {layer.key: next(iter(layer.options.values())) for layer in layers}
     names = {key: [name_of(option.candidate) for option in own] for key, own in options.items()}
     shapes = {name: np.shape(array) for name, array in feeds.items()}
     key = {"options": names, "feeds": shapes, "threads": trials.threads, "usable_cores": usable_cores()}
+    form = partial(as_fast_as_int8, feeds=feeds, threads=trials.threads) if in_int8 else None
+    if in_int8:
+        key["in_int8"] = True
     found = trials.memory.get(KIND, key)
     if found is None:
-        found, steady = _profiled(layers, options, trials, feeds)
+        found, steady = _profiled(layers, options, trials, feeds, form)
         if steady:
             trials.memory.put(KIND, key, found)
     option_ms = {
@@ -119,7 +141,11 @@ def costs_in_place(layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds)
 
 
 def _profiled(
-    layers: Sequence[LayerOptions], options: Mapping[str, Sequence[Option]], trials: Trials, feeds: Feeds
+    layers: Sequence[LayerOptions],
+    options: Mapping[str, Sequence[Option]],
+    trials: Trials,
+    feeds: Feeds,
+    form: Form | None,
 ) -> tuple[dict[str, Any], bool]:
     """Profile whole models, in the i-th of which every layer is its i-th option.
 
@@ -146,7 +172,7 @@ def _profiled(
         for i in range(n_variants)
     ]
     original, others = profile_variants(
-        trials.original, variants, feeds, trials.threads, max_seconds=PROFILE_SECONDS
+        trials.original, variants, feeds, trials.threads, max_seconds=PROFILE_SECONDS, form=form
     )
 
     def spent(cost: InPlace, layer: LayerOptions) -> float:

@@ -1,5 +1,7 @@
 """INT8 after decomposition, inside the same budget of accuracy and never slower."""
 
+from collections.abc import Sequence
+
 import onnx
 
 from onnxdecomp.config import Config
@@ -12,36 +14,38 @@ from onnxdecomp.selection import timed_inputs
 
 
 def fastest_int8(
-    converted: Model, trials: Trials, config: Config, *, decomposed: bool
-) -> tuple[Quantized, bool]:
-    """Return the fastest model in INT8 inside the budget: of the decomposed model, or of the original.
-
-    What chains of a few channels save in float they may not save in INT8, and they use up accuracy.
+    models: Sequence[Model], trials: Trials, config: Config, against: Model
+) -> tuple[Quantized, int]:
+    """Return the fastest of several models in INT8 inside the budget, and which of them it is.
 
     Args:
-        converted: The decomposed model.
+        models: The models in float.
         trials: Measures what models lose against the original.
         config: `max_drop`, `threads` and `seed` count.
-        decomposed: Whether `converted` differs from the original.
+        against: What the result has to be faster than.
 
     Returns:
-        What was found, and whether it is the original in INT8.
+        What was found and the number of its model; where nothing is faster, why the first one is not.
     """
-    found = quantized(converted, trials, config)
-    if not decomposed:
-        return found, False
-    rival = quantized(trials.original, trials, config, converted if found.model is None else found.model)
-    return (found, False) if rival.model is None else (rival, True)
+    best: tuple[Quantized, int] | None = None
+    for number, model in enumerate(models):
+        found = quantized(model, trials, config, against)
+        if found.model is not None:
+            against = found.model
+        if best is None or found.model is not None:
+            best = found, number
+    assert best is not None, "there is no model"
+    return best
 
 
-def quantized(model: Model, trials: Trials, config: Config, against: Model | None = None) -> Quantized:
+def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Quantized:
     """Return a model in INT8, as far as the budget of accuracy and the clock allow.
 
     Args:
         model: The model in float.
         trials: Measures what it loses against the original.
         config: `max_drop`, `threads` and `seed` count.
-        against: What it has to be faster than; None is `model` itself.
+        against: What it has to be faster than.
     """
     budget = DEFAULT_MAX_DROP if config.max_drop is None else config.max_drop
     feeds = timed_inputs(trials.original, config)

@@ -1,6 +1,6 @@
 """Search a whole network: from calibration samples to a decision for every layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,8 +14,8 @@ from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
-from onnxdecomp.search.auto import Pick, Search, ballots
-from onnxdecomp.search.goal import Goal, cost_of, costs_in_place, counted
+from onnxdecomp.search.auto import Pick, Search, ballot, weighed
+from onnxdecomp.search.goal import Goal, InPlaceCosts, cost_of, costs_in_place, counted
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import MAX_OPTIONS, MAX_OPTIONS_OF_LARGE, LayerOptions, find_options
 from onnxdecomp.search.parts import read_parts
@@ -47,12 +47,12 @@ class Searched:
     """What a search found.
 
     Args:
-        decisions: One per target, in their order.
+        decisions: One per target, in their order, made as they are asked for or before.
         recovered: Steps of closed-form recovery that helped.
         notes: Sentences the user should read.
     """
 
-    decisions: list[tuple[Target, Decision]]
+    decisions: Iterable[tuple[Target, Decision]]
     recovered: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -118,25 +118,38 @@ class NetworkSearch:
         live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
         self._layers, self._reasons = _options(live, self._moments, trials, config, track)
         trials.searched = [layer.target.group for layer in self._layers]
-        with watched(trials, track, "profiling"):
-            in_place = costs_in_place(self._layers, trials, timed_inputs(trials.original, config))
-        self._total_ms = in_place.total_ms
-        cost = cost_of(counted(config), in_place)
-        known = LIGHT_STEPS if trials.looks_are_long else STEPS
-        steps = [step for step in known if step not in config.without]
-        self._search = Search(ballots(self._layers, trials, cost, track), trials, steps)
+        self._costs = {False: self._profiled(in_int8=False)}
+        self._weighed = weighed(self._layers, trials, track)
 
-    def chosen(self, goal: Goal) -> Searched:
+    def chosen(self, goal: Goal, *, in_int8: bool = False) -> Searched:
         """Return a decision for every target.
+
+        Args:
+            goal: What is looked for.
+            in_int8: Count milliseconds in INT8.
 
         Raises:
             BudgetError: A target cannot be reached, or costs more accuracy than allowed, and `force` is off.
+            ModelError: The model has no form in INT8.
         """
-        with watched(self._trials, self._track, "searching"):
-            pick = _pick(self._search, goal, self._total_ms, self._config)
-            notes = [] if pick else [_no_slack(self._search, goal, self._trials)]
+        if in_int8 not in self._costs:
+            self._costs[in_int8] = self._profiled(in_int8=in_int8)
+        in_place = self._costs[in_int8]
+        cost = cost_of(counted(self._config), in_place)
+        trials = self._trials
+        known = LIGHT_STEPS if trials.looks_are_long else STEPS
+        steps = [step for step in known if step not in self._config.without]
+        search = Search([ballot(one, cost) for one in self._weighed], trials, steps)
+        with watched(trials, self._track, "searching"):
+            pick = _pick(search, goal, in_place.total_ms, self._config)
+            notes = [] if pick else [_no_slack(search, goal, trials)]
         decisions = [(target, self._decided(target, pick)) for target in self._targets]
         return Searched(decisions, tuple(pick.recovered) if pick else (), notes)
+
+    def _profiled(self, *, in_int8: bool) -> InPlaceCosts:
+        with watched(self._trials, self._track, "profiling in INT8" if in_int8 else "profiling"):
+            feeds = timed_inputs(self._trials.original, self._config)
+            return costs_in_place(self._layers, self._trials, feeds, in_int8=in_int8)
 
     def _decided(self, target: Target, pick: Pick | None) -> Decision:
         if isinstance(target.policy, Fastest):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -7,6 +8,7 @@ import pytest
 from onnxdecomp.runtime import in_place as module
 from onnxdecomp.runtime.in_place import InPlace, _batches, _covered_ms, _Neighbours, profile_variants
 from onnxdecomp.runtime.latency import Timing
+from onnxdecomp.runtime.quantize import as_fast_as_int8
 from tests.graph.models import normal, parse, rewrite, single_step, three_steps
 
 GEMMS = """
@@ -105,6 +107,17 @@ def test_every_node_that_ran_counts_once(make_chain, monkeypatch):
     assert dense.layers_ms.keys() == {"a", "b", "c"}
     assert all(variant.layers_ms[key] >= dense.layers_ms[key] >= 1 for key in "abc")
     assert dense.rest_ms == variant.rest_ms <= 3  # Softmax; Add and Relu where they were not fused
+
+
+@pytest.mark.usefixtures("unit_times")
+@pytest.mark.parametrize(("make_chain", "n_more"), [(single_step, 0), (three_steps, 2)])
+def test_in_another_form_what_runs_counts_for_the_layers_of_the_model(make_chain, n_more):
+    model, shape = convs(), (1, 16, 12, 12)
+    form = partial(as_fast_as_int8, feeds={"x": normal(*shape)})
+    dense, (variant,) = profile(model, rewrite(model, make_chain), shape=shape, form=form)
+    assert dense.layers_ms.keys() == variant.layers_ms.keys() == {"a", "b", "c"}
+    assert all(dense.layers_ms[key] >= 1 for key in "abc")
+    assert [variant.layers_ms[key] - dense.layers_ms[key] for key in "abc"] == [n_more] * 3
 
 
 @pytest.mark.usefixtures("unit_times")

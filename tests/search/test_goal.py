@@ -54,15 +54,17 @@ def trials(tmp_path):
 
 @pytest.fixture
 def profiles(monkeypatch):
-    """Say that a chain takes a hundredth of a millisecond a rank, and count the profiles."""
+    """Say that a chain takes a hundredth of a millisecond a rank, a quarter in INT8; count the profiles."""
     seen = []
 
     def use(wall_ms):
-        def profile(original, variants, feeds, threads, **options):
+        def profile(original, variants, feeds, threads, *, form, **options):
             seen.append(variants)
             wall = Timing.of(list(wall_ms))
             dense = InPlace({"a": 3.0, "b": 5.0}, {}, 1.0, wall)
-            return dense, [InPlace({k: r / 100 for k, r in v.items()}, {}, 1.0, wall) for v in variants]
+            ranks_a_ms = 400 if form else 100
+            costs = [{key: rank / ranks_a_ms for key, rank in variant.items()} for variant in variants]
+            return dense, [InPlace(cost, {}, 1.0, wall) for cost in costs]
 
         monkeypatch.setattr(goal, "profile_variants", profile)
         return seen
@@ -91,6 +93,13 @@ def test_a_second_search_profiles_again_only_after_a_bad_moment(trials, profiles
     seen, layers = profiles(wall_ms), [layer("a", 32, 8), layer("b", 16)]
     assert costs_in_place(layers, trials, FEEDS) == costs_in_place(layers, trials, FEEDS)
     assert len(seen) == n_profiles
+
+
+def test_costs_in_int8_are_their_own(trials, profiles):
+    seen, layers = profiles(STEADY_MS), [layer("a", 32)]
+    found = [costs_in_place(layers, trials, FEEDS, in_int8=in_int8) for in_int8 in (False, True) * 2]
+    assert [next(iter(costs.option_ms.values())) for costs in found] == [0.32, 0.08] * 2
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(

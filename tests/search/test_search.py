@@ -23,9 +23,11 @@ from tests.timers import by_macs, even, in_place, measured, slow
 N_SAMPLES = 96
 
 
-def in_place_by_macs(layers, trials, feeds):
-    """Say that everything takes a millisecond per million multiply-accumulates."""
+def in_place_by_macs(layers, trials, feeds, *, in_int8=False):
+    """Say that a million multiply-accumulates take a millisecond, and the first layer takes none in INT8."""
     dense_ms = {layer.key: layer.target.group.layer.n_macs / 1e6 for layer in layers}
+    if in_int8:
+        dense_ms["c1"] = 0.0
     option_ms = {
         (layer.key, option.candidate.method.full_name, option.candidate.ranks): option.candidate.n_macs / 1e6
         for layer in layers
@@ -248,30 +250,51 @@ def test_named_ranks_keep_a_budget_or_write_nothing(model, calibration):
     assert not model.with_name("out.onnx").exists()
 
 
-def speed(model, original_wins: bool) -> float:
-    """Return how fast a model is where chains, INT8 and both together pay, or INT8 of the original most."""
-    nodes = read_proto(model).graph.node
-    in_int8 = any(node.op_type == "QuantizeLinear" for node in nodes)
-    if any("/onnxdecomp/" in name for node in nodes for name in node.input):
-        return 3.0 if in_int8 else 2.0
-    return (4.0 if original_wins else 2.5) if in_int8 else 1.0
+def clock_of(in_int8, original_in_int8):
+    """Return a clock for models where chains, in INT8 or not, and the original in INT8 have these speeds."""
 
+    def speed(model):
+        nodes = read_proto(model).graph.node
+        quantized = any(node.op_type == "QuantizeLinear" for node in nodes)
+        if any("/onnxdecomp/" in name for node in nodes for name in node.input):
+            return in_int8 if quantized else 2.0
+        return original_in_int8 if quantized else 1.0
 
-@pytest.mark.parametrize(("original_wins", "status"), [(False, "decomposed"), (True, "kept")])
-def test_int8_is_inside_the_same_budget_and_of_the_faster_model(
-    model, calibration, monkeypatch, original_wins, status
-):
     def compare(slow, quick, feeds, threads):
-        ratio = speed(quick, original_wins) / speed(slow, original_wins)
-        return measured(ratio, 0.01)(slow, quick, feeds, threads)
+        return measured(speed(quick) / speed(slow), 0.01)(slow, quick, feeds, threads)
 
-    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", compare)
+    return compare
+
+
+@pytest.mark.parametrize(("original_in_int8", "status"), [(2.5, "decomposed"), (4.0, "kept")])
+def test_int8_is_inside_the_same_budget_and_of_the_faster_model(
+    model, calibration, monkeypatch, original_in_int8, status
+):
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", clock_of(3.0, original_in_int8))
     report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
     assert report.int8
     assert report.accuracy.drop <= 0.05
     assert status in {layer.status for layer in report.layers if layer.key == "c2"}
     ops = {node.op_type for node in load(model.with_name("out.onnx")).proto.graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= ops
+
+
+@pytest.mark.parametrize(("int8_speed", "in_int8"), [(3.0, True), (1.5, False)])
+def test_layers_are_chosen_by_what_they_cost_in_int8_if_that_is_faster(
+    model, calibration, monkeypatch, int8_speed, in_int8
+):
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", clock_of(int8_speed, 1.5))
+    plain = search(model, calibration, metric="sqnr", max_drop=0.05)
+    report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
+    chosen = {layer.key: (layer.method, layer.ranks) for layer in report.decomposed}
+    assert bool(report.int8) == in_int8
+    if in_int8:
+        assert chosen
+        assert "c1" not in chosen
+    else:  # the whole budget, as without INT8
+        assert "c1" in chosen
+        assert chosen == {layer.key: (layer.method, layer.ranks) for layer in plain.decomposed}
+        assert any(note.startswith("Kept in float") for note in report.notes)
 
 
 @pytest.mark.parametrize(
