@@ -4,45 +4,34 @@ load -> find layers -> choose method and ranks -> rewrite -> put back what is sl
 cluster or quantize -> verify -> time -> write -> report.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from onnxdecomp.config import Config
+from onnxdecomp.decomposing import Decide, Run, decider, decomposed_within
 from onnxdecomp.errors import ModelError, TooFewSamplesError, UsageError, unknown_name
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.opset import raise_opset
-from onnxdecomp.graph.rewrite import Rewriter
-from onnxdecomp.proof import failure_note, footprint, prove_chain, prove_model
-from onnxdecomp.put_back import (
-    Staged,
-    keep_all,
-    put_all_back,
-    put_layers_back,
-    puts_layers_back,
-    rewritten,
-    stop_unless_forced,
-)
-from onnxdecomp.ranks.fixed import Keep
+from onnxdecomp.proof import footprint, prove_model
+from onnxdecomp.put_back import Staged, keep_all, put_all_back, stop_unless_forced
 from onnxdecomp.report.outcome import LayerOutcome, Report
-from onnxdecomp.reporting import Clock, Source, begun, finished, outcome_of
+from onnxdecomp.reporting import Clock, Source, begun, finished
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
-from onnxdecomp.search.goal import Goal, goal_of_ranks, is_for_int8
+from onnxdecomp.search.goal import is_for_int8
 from onnxdecomp.search.int8 import fastest_int8
 from onnxdecomp.search.parts import needs_samples
-from onnxdecomp.search.replacement import Replacement
-from onnxdecomp.search.run import NetworkSearch, Searched, gathered, measured, open_trials
+from onnxdecomp.search.run import measured, open_trials
 from onnxdecomp.search.track import Track, untracked, watched
 from onnxdecomp.search.trial import Trials
-from onnxdecomp.selection import Decision, Target, decide, find_with_shapes, plan_targets
-from onnxdecomp.tuned import check_trainable, shares, tuned
+from onnxdecomp.selection import Target, find_with_shapes, plan_targets
+from onnxdecomp.tuned import check_trainable
 
 EXACT_WEIGHT = 1e-6
 """A chain with a smaller relative weight error counts as exact."""
@@ -94,11 +83,11 @@ def convert(
             with clock.stage("calibrate"):
                 trials = _open_trials(model, targets, stack, report, config)
         with clock.stage("decompose"):
-            decide_for = _decider(model, targets, trials, config, track)
-        run = _Run(model, output, trials, stack, report, clock, track)
+            decide_for = decider(model, targets, trials, config, track)
+        run = Run(model, output, trials, stack, report, clock, track)
         blank = replace(report, layers=list(report.layers), notes=list(report.notes))
         in_float = replace(config, int8=False) if is_for_int8(config) else config
-        staged = _decomposed_within(run, decide_for, in_float)
+        staged = decomposed_within(run, decide_for, in_float)
         if config.clusters:
             with clock.stage("cluster"):
                 staged = _clustered(run, staged, config)
@@ -118,23 +107,6 @@ def convert(
         writer.stage(model.proto)
         writer.publish()
         return finished(report, found, writer, clock)
-
-
-Decide = Callable[[Config], Searched]
-"""Returns a decision for each target under a configuration that differs in its budget and `int8` alone."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the stages of one conversion share."""
-
-    model: Model
-    output: str | Path | None
-    trials: Trials | None
-    stack: ExitStack
-    report: Report
-    clock: Clock
-    track: Track
 
 
 def configure(config: Config | None, options: dict[str, Any]) -> Config:
@@ -179,94 +151,6 @@ def _open_trials(
         return None
 
 
-def _decider(
-    model: Model, targets: Sequence[Target], trials: Trials | None, config: Config, track: Track
-) -> Decide:
-    """Return what decides for all targets: together where data allows a search, else one after the other."""
-    if trials and config.rank == "auto":
-        search = NetworkSearch(model, targets, trials, config, track)
-        return lambda own: search.chosen(goal_of_ranks(own), in_int8=is_for_int8(own))
-    fitted = [target for target in targets if not isinstance(target.policy, Keep)]
-    moments = gathered(model, fitted, trials, config, track) if trials else {}
-    return lambda own: Searched(
-        (target, decide(target, own, moments.get(target.group.layer.key)))
-        for target in track(targets, "layers")
-    )
-
-
-def _decomposed_within(run: _Run, decide_for: Decide, config: Config) -> Staged:
-    """Return the decomposed model; where it is to be trained, the strongest that keeps the budget then."""
-    report, trials = run.report, run.trials
-    layers, notes = report.layers, report.notes
-    budget = goal_of_ranks(config).max_drop
-    for share in shares(config):
-        report.layers, report.notes, report.recovered = list(layers), list(notes), ()
-        own = config if share == 1.0 else replace(config, max_drop=share * (Goal.of(config).max_drop or 0.0))
-        staged = _decomposed(run, decide_for, own)
-        if config.finetune is None or trials is None or not report.decomposed:
-            continue
-        with run.clock.stage("finetune"):
-            trained, told = tuned(run.model, staged, run.output, trials, run.stack, config, run.track)
-        if budget is None or config.has_target or _is_within(trials, trained.model, budget):
-            report.finetuned = told
-            report.notes += told.notes
-            return trained
-    return staged
-
-
-def _is_within(trials: Trials, converted: RuntimeModel, max_drop: float) -> bool:
-    """Tell whether a model is expected to keep a budget, and does on samples nothing was chosen on."""
-    return trials.expected_of(converted) <= max_drop and trials.confirmed(converted).value <= max_drop
-
-
-def _decomposed(run: _Run, decide_for: Decide, config: Config) -> Staged:
-    """Return the model with its layers decomposed, without the chains that are slower in place."""
-    model, report, clock = run.model, run.report, run.clock
-    writer = run.stack.enter_context(ModelWriter(model, run.output))
-    with clock.stage("decompose"):
-        rewriter = Rewriter(model, writer.add_tensor)
-        found = decide_for(config)
-        report.recovered = found.recovered
-        report.notes += found.notes
-        held = _decompose(found.decisions, report, rewriter, config, hold=puts_layers_back(model, config))
-    with clock.stage("write"):
-        staged = Staged(writer, writer.stage(rewriter.finish()))
-    if not held:
-        return staged
-    with clock.stage("in place"):
-        rewrite = partial(rewritten, model, run.output, run.stack)
-        return put_layers_back(
-            model, staged, held, report, config, rewrite, partial(_keeps, run.trials, config)
-        )
-
-
-def _decompose(
-    decisions: Iterable[tuple[Target, Decision]],
-    report: Report,
-    rewriter: Rewriter,
-    config: Config,
-    *,
-    hold: bool,
-) -> dict[str, Replacement]:
-    """Check the chain of one target after the other alone, and rewrite its nodes.
-
-    Returns:
-        What was replaced, by key of the layer, where that is to be held.
-    """
-    held = {}
-    for target, decision in decisions:
-        check = prove_chain(target, decision, config)
-        if check is not None and check.problem:
-            report.notes.append(failure_note(check.problem))
-        if decision.chain is not None:
-            rewriter.replace(target.group, decision.chain, decision.bias)
-            if hold:
-                held[target.group.layer.key] = Replacement(target.group, decision.chain, decision.bias)
-        output_error = check.output_error if check else None
-        report.layers += [outcome_of(site, decision, output_error) for site in target.group.sites]
-    return held
-
-
 def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config) -> None:
     """Run and time the whole model, as far as asked for, and note what came out."""
     if config.verify != "model" or not report.changed:
@@ -279,7 +163,7 @@ def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config
     report.notes += proof.notes
 
 
-def _clustered(run: _Run, staged: Staged, config: Config) -> Staged:
+def _clustered(run: Run, staged: Staged, config: Config) -> Staged:
     """Return the model with its weights as codebooks, staged in files of its own."""
     made, report = staged.model, run.report
     base = load(made) if isinstance(made, Path) else Model(made, run.model.base_dir)
@@ -291,7 +175,7 @@ def _clustered(run: _Run, staged: Staged, config: Config) -> Staged:
 
 
 def _in_int8(
-    run: _Run, trials: Trials, staged: Staged, blank: Report, decide_for: Decide, config: Config
+    run: Run, trials: Trials, staged: Staged, blank: Report, decide_for: Decide, config: Config
 ) -> tuple[Staged, Report]:
     """Return the fastest model in INT8 with its report, or what is given where none is faster.
 
@@ -310,7 +194,7 @@ def _in_int8(
     if is_for_int8(config):
         report = replace(blank, layers=list(blank.layers), notes=list(blank.notes))
         try:
-            chosen = _decomposed_within(replace(run, report=report), decide_for, config)
+            chosen = decomposed_within(replace(run, report=report), decide_for, config)
         except ModelError:  # what was chosen in float says why
             report = run.report
     models = [chosen.model, trials.original] if report.decomposed else [chosen.model]
@@ -338,11 +222,3 @@ def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, con
         f"than --max-drop {found.budget:g}."
     )
     stop_unless_forced(report, config, problem, "allow more")
-
-
-def _keeps(trials: Trials | None, config: Config, converted: RuntimeModel) -> bool:
-    """Tell whether a model loses no more than allowed, where there are samples and a budget."""
-    if trials is None:
-        return True
-    found = measured(trials, converted, config)
-    return found.budget is None or found.drop <= found.budget

@@ -257,7 +257,7 @@ def test_an_interrupt_has_its_own_exit_code_and_leaves_nothing(folder, monkeypat
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxdecomp.pipeline.decide", interrupted)
+    monkeypatch.setattr("onnxdecomp.decomposing.decide", interrupted)
     result = call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5")
     assert_one_sentence(result, INTERRUPTED, "nothing was written")
     assert files(folder) == ["in.onnx"]

@@ -246,7 +246,7 @@ def test_a_wrong_model_stops_the_conversion_and_nothing_is_written(source, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
 
 
-@pytest.mark.parametrize("stage", ["onnxdecomp.pipeline.decide", "onnxdecomp.pipeline.prove_model"])
+@pytest.mark.parametrize("stage", ["onnxdecomp.decomposing.decide", "onnxdecomp.pipeline.prove_model"])
 def test_an_interrupt_leaves_nothing_behind(source, tmp_path, monkeypatch, stage):
     def interrupted(*args, **options):
         raise KeyboardInterrupt

@@ -38,7 +38,8 @@ MAX_EXACT = 256
 MIN_CELLS, MAX_CELLS, CELLS_PER_CENTROID = 1024, 4096, 16
 FEW_VALUES = 1 << 15
 
-MAX_LLOYD_STEPS = 100
+MAX_LLOYD_STEPS = 10
+"""Steps between searches that move many edges at once; more of them take time and win nothing."""
 
 WINDOW = 12
 """Places left and right of an edge at which a window looks for a better one."""
