@@ -13,22 +13,22 @@ from typing import Any
 import onnx
 
 from onnxdecomp.config import Config
-from onnxdecomp.decomposing import Decide, Run, decider, decomposed_within
-from onnxdecomp.errors import ModelError, TooFewSamplesError, UsageError, unknown_name
+from onnxdecomp.decomposing import Run, decider, decomposed_within
+from onnxdecomp.errors import TooFewSamplesError, UsageError, unknown_name
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.opset import raise_opset
 from onnxdecomp.proof import footprint, prove_model
-from onnxdecomp.put_back import Staged, keep_all, put_all_back, stop_unless_forced
+from onnxdecomp.put_back import Staged, put_all_back, stop_unless_forced
+from onnxdecomp.quantizing import in_int8
 from onnxdecomp.report.outcome import LayerOutcome, Report
 from onnxdecomp.reporting import Clock, Source, begun, finished
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.cluster import cluster_model
 from onnxdecomp.search.goal import is_for_int8
-from onnxdecomp.search.int8 import fastest_int8
 from onnxdecomp.search.parts import needs_samples
 from onnxdecomp.search.run import measured, open_trials
-from onnxdecomp.search.track import Track, untracked, watched
+from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Target, find_with_shapes, plan_targets
 from onnxdecomp.tuned import check_trainable
@@ -92,7 +92,7 @@ def convert(
             with clock.stage("cluster"):
                 staged = _clustered(run, staged, config)
         if config.int8 and trials:
-            staged, report = _in_int8(run, trials, staged, blank, decide_for, config)
+            staged, report = in_int8(run, trials, staged, blank, decide_for, config)
         writer, converted = staged.writer, staged.model
         with clock.stage("verify"):
             _prove(model, converted, report, config)
@@ -172,42 +172,6 @@ def _clustered(run: Run, staged: Staged, config: Config) -> Staged:
     report.weights = found.outcomes
     report.notes += found.notes + [f"{w.name}: {w.note}" for w in report.clustered if w.note]
     return Staged(writer, writer.stage(found.proto)) if report.clustered else staged
-
-
-def _in_int8(
-    run: Run, trials: Trials, staged: Staged, blank: Report, decide_for: Decide, config: Config
-) -> tuple[Staged, Report]:
-    """Return the fastest model in INT8 with its report, or what is given where none is faster.
-
-    What chains of a few channels save in float they may not save in INT8. So a search chooses the layers
-    anew by what they cost there, and in any case the original is tried too.
-
-    Args:
-        run: The conversion; its report is that of the model in float.
-        trials: The samples.
-        staged: The model in float.
-        blank: The report before any layer was decided on.
-        decide_for: Decides.
-        config: Options.
-    """
-    chosen, report = staged, run.report
-    if is_for_int8(config):
-        report = replace(blank, layers=list(blank.layers), notes=list(blank.notes))
-        try:
-            chosen = decomposed_within(replace(run, report=report), decide_for, config)
-        except ModelError:  # what was chosen in float says why
-            report = run.report
-    models = [chosen.model, trials.original] if report.decomposed else [chosen.model]
-    with run.clock.stage("int8"), watched(trials, run.track, "trying INT8"):
-        found, number = fastest_int8(models, trials, config, against=staged.model)
-    if found.model is None:
-        run.report.notes.append(f"Kept in float: {found.reason}")
-        return staged, run.report
-    if number:
-        keep_all(report, "put back: in INT8 the original is faster than the decomposed model")
-    report.int8 = found.quantized
-    report.notes += [f"{key} stays in float: {reason}" for key, reason in found.kept]
-    return Staged(chosen.writer, chosen.writer.stage(found.model)), report
 
 
 def _measure(trials: Trials | None, converted: RuntimeModel, report: Report, config: Config) -> None:

@@ -69,7 +69,7 @@ def goal_of_ranks(config: Config) -> Goal:
     goal = Goal.of(config)
     if config.cluster == "auto" and goal.target == "size":
         goal = Goal(DEFAULT_MAX_DROP if goal.max_drop is None else goal.max_drop)
-    if goal.max_drop is not None and (config.int8 or config.clusters):
+    if goal.max_drop is not None and (config.clusters or (config.int8 and not is_for_int8(config))):
         goal = replace(goal, max_drop=FLOAT_SHARE * goal.max_drop)
     return goal
 

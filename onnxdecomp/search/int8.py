@@ -1,7 +1,5 @@
 """INT8 after decomposition, inside the same budget of accuracy and never slower."""
 
-from collections.abc import Sequence
-
 import onnx
 
 from onnxdecomp.config import Config
@@ -11,31 +9,6 @@ from onnxdecomp.runtime.session import Model
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import timed_inputs
-
-
-def fastest_int8(
-    models: Sequence[Model], trials: Trials, config: Config, against: Model
-) -> tuple[Quantized, int]:
-    """Return the fastest of several models in INT8 inside the budget, and which of them it is.
-
-    Args:
-        models: The models in float.
-        trials: Measures what models lose against the original.
-        config: `max_drop`, `threads` and `seed` count.
-        against: What the result has to be faster than.
-
-    Returns:
-        What was found and the number of its model; where nothing is faster, why the first one is not.
-    """
-    best: tuple[Quantized, int] | None = None
-    for number, model in enumerate(models):
-        found = quantized(model, trials, config, against)
-        if found.model is not None:
-            against = found.model
-        if best is None or found.model is not None:
-            best = found, number
-    assert best is not None, "there is no model"
-    return best
 
 
 def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Quantized:
