@@ -5,7 +5,8 @@
 Nothing is decomposed and nothing is trained. Weights become codebooks of each width three times: fitted to
 the unlabelled calibration images, so with a scale for each output channel, and from the weights alone. The
 rivals are onnx-shrink-ray (``pip install onnx-shrink-ray``; left out where it is missing), whose weights are
-8-bit numbers decoded at load, and onnxruntime's dynamic quantization, which computes with 8-bit weights.
+8-bit numbers decoded at load, and onnxruntime's dynamic quantization, which computes with 8-bit weights,
+and its MatMulNBits, for networks with MatMul, which decodes blocks of 8-bit weights as it goes.
 
 Accuracy is that on the whole test set, with the paired standard error of the drop. Sizes are stated each by
 itself: of the file, packed by `onnxdecomp pack`, and the least that a file of such codebooks can have, which
@@ -63,6 +64,16 @@ def dynamic(network: Network, path: Path) -> Row:
     return {}
 
 
+def n_bits(network: Network, path: Path) -> Row:
+    """Write the model of onnxruntime's weight-only MatMul with 8 bits in blocks of 32."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(network.path), bits=8, block_size=32, is_symmetric=True)
+    quantizer.process()
+    onnx.save(quantizer.model.model, path)
+    return {}
+
+
 def arms(network: Network, folder: Path, widths: list[int]) -> Iterator[tuple[str, Callable[[Path], Row]]]:
     """Yield what is compared, by name."""
     for bits in widths:
@@ -74,6 +85,8 @@ def arms(network: Network, folder: Path, widths: list[int]) -> Iterator[tuple[st
     if find_spec("onnx_shrink_ray"):
         yield "onnx-shrink-ray, 8 bits", partial(shrink_ray, network)
     yield "onnxruntime dynamic, 8 bits", partial(dynamic, network)
+    if any(node.op_type == "MatMul" for node in onnx.load(network.path).graph.node):
+        yield "onnxruntime MatMulNBits, 8 bits", partial(n_bits, network)
 
 
 def measured(name: str, widths: list[int], folder: Path) -> list[Row]:
