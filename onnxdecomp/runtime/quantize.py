@@ -106,8 +106,11 @@ def as_fast_as_int8(model: Model, feeds: Feeds, threads: int = 1) -> onnx.ModelP
         prepared = prepare(model, feeds, threads)
         if isinstance(prepared, str):
             raise ModelError(prepared)
-        builder = Int8Builder(prepared, [feeds], [feeds], threads)
-        return builder.build(builder.layers, ALL)[0]
+        try:
+            builder = Int8Builder(prepared, [feeds], [feeds], threads)
+            return builder.build(builder.layers, ALL)[0]
+        except ONNX_ERRORS as error:
+            raise ModelError(f"The model cannot be quantized: {first_sentence(error)}") from error
 
 
 def search_int8(

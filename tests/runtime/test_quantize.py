@@ -12,7 +12,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import machine, quantize_build, quantize_ranges
 from onnxdecomp.runtime.compare import output_error, verify_models
 from onnxdecomp.runtime.evaluate import outputs_over
-from onnxdecomp.runtime.quantize import Quantized, quantize, search_int8
+from onnxdecomp.runtime.quantize import Quantized, as_fast_as_int8, quantize, search_int8
 from onnxdecomp.runtime.session import open_session, read_proto, run
 from tests.graph.models import normal, parse
 from tests.networks import network
@@ -210,6 +210,19 @@ def test_a_quantized_model_is_left_alone():
     again = quantize(first.model, images())
     assert again.model is None
     assert "already quantized" in again.reason
+
+
+def test_a_model_to_be_timed_has_the_nodes_of_the_quantized_one():
+    model, samples = network(), images(channels=16, side=12)
+    timed = as_fast_as_int8(model, {"x": samples["x"][:1]})
+    assert kinds(timed) == kinds(quantize(model, samples).model)
+
+
+@pytest.mark.parametrize("text", ["y = Relu(x)", "q = QuantizeLinear(x, s)  y = DequantizeLinear(q, s)"])
+def test_a_model_that_has_no_form_in_int8_cannot_be_timed_in_it(text):
+    model = parse(f"g (float[N, 4] x) => (float[N, 4] y) {{ {text} }}", {"s": np.array(0.1, np.float32)})
+    with pytest.raises(ModelError, match=r"has no Conv|already quantized"):
+        as_fast_as_int8(model, {"x": normal(1, 4)})
 
 
 def test_a_model_without_layers_is_left_alone():

@@ -9,11 +9,12 @@ import onnx
 import pytest
 
 from onnxdecomp.config import STEPS, LayerRule
-from onnxdecomp.errors import BudgetError, UsageError
+from onnxdecomp.errors import BudgetError, ModelError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.machine import channel_block
+from onnxdecomp.runtime.quantize import Quantized
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.fitting import Fitter
 from onnxdecomp.search.goal import InPlaceCosts
@@ -295,6 +296,22 @@ def test_layers_are_chosen_by_what_they_cost_in_int8_if_that_is_faster(
         assert "c1" in chosen
         assert chosen == {layer.key: (layer.method, layer.ranks) for layer in plain.decomposed}
         assert any(note.startswith("Kept in float") for note in report.notes)
+
+
+def test_what_has_no_form_in_int8_is_decomposed_in_float(model, calibration, monkeypatch):
+    def profile(layers, trials, feeds, *, in_int8=False):
+        if in_int8:
+            raise ModelError("it cannot be quantized")
+        return in_place_by_macs(layers, trials, feeds)
+
+    monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", profile)
+    monkeypatch.setattr(
+        "onnxdecomp.search.int8.search_int8", lambda *args, **options: Quantized(None, reason="no form")
+    )
+    report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
+    assert report.decomposed
+    assert not report.int8
+    assert "Kept in float: no form" in report.notes
 
 
 @pytest.mark.parametrize(
