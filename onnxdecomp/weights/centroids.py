@@ -12,7 +12,8 @@ the indices that is a least-squares problem in the centroids c, with the normal 
 They are solved by preconditioned conjugate gradients from the centroids there are: neither A nor N is made, a
 step costs one product of the decoded weight with C, ``2 O D^2`` operations whatever K is, and no step raises
 the error. Given the centroids, the indices are improved one input at a time, each taking up the error that
-the others make in the output: ``2 O D^2`` operations for a sweep, in blocks of `BLOCK` inputs.
+the others make in the output: ``2 O D^2`` operations for a sweep, in blocks of `BLOCK` inputs. Products that
+only look for something better are made in float32; what came out is compared in float64.
 
 Source: Behdin et al., "QuantEase: optimization-based quantization for language models" (2023), for the
 sweeps, there over equidistant numbers.
@@ -35,8 +36,8 @@ Labels = NDArray[np.signedinteger]
 
 N_SWEEPS = 2
 MAX_STEPS = 40
-TOLERANCE = 1e-10
-"""Share of the first residual, squared, at which conjugate gradients stop."""
+TOLERANCE = 1e-4
+"""Share of the first residual, squared, at which conjugate gradients stop: indices change afterwards."""
 
 RIDGE = 1e-8
 """Share of the mean of the diagonal that is added to it: the pull towards the centroids there are."""
@@ -99,17 +100,20 @@ class _Problem:
         weight: ``(G, O/G, D)``.
         moment: ``(G, D, D)``.
         rows: ``(O, 1)``, which row of the centroids each channel has.
+        near_moment: The moment in float32, times what makes its largest entry 1.
     """
 
     weight: Floats
     moment: Moment
     rows: Labels
+    near_moment: NDArray[np.float32]
 
     @classmethod
     def of(cls, codebook: Codebook, weight: FloatArray, moment: Moment) -> "_Problem":
         """Return the problem of a codebook."""
         rows = np.arange(len(weight))[:, np.newaxis] // codebook.group_channels
-        return cls(_blocks(weight, moment), moment, rows)
+        near_moment = (moment / (float(np.max(np.abs(moment))) or 1.0)).astype(np.float32)
+        return cls(_blocks(weight, moment), moment, rows, near_moment)
 
     def error(self, codebook: Codebook) -> float:
         """Return the energy that is lost at the output."""
@@ -127,7 +131,7 @@ class _Problem:
         centroids = codebook.centroids.astype(np.float64)
         scale, blocks = self.scale(codebook), self.weight.shape
 
-        def gathered(products: Floats) -> Floats:  # sums over the weights of each centroid, times the scale
+        def gathered(products: NDArray[np.floating]) -> Floats:  # sums over each centroid's weights
             scaled = products.reshape(labels.shape) * scale
             sums = np.bincount(labels.reshape(-1), scaled.reshape(-1), centroids.size)
             return np.asarray(sums, np.float64).reshape(shape)
@@ -135,11 +139,14 @@ class _Problem:
         def decoded(values: Floats) -> Floats:
             return np.asarray(scale * values.reshape(-1)[labels]).reshape(blocks)  # (G, O/G, D)
 
-        residual = gathered((self.weight - decoded(centroids)) @ self.moment)
-        diagonal = np.repeat(np.diagonal(self.moment, axis1=1, axis2=2), blocks[1], 0)  # (O, D)
+        def weighed(blocks: Floats) -> NDArray[np.float32]:
+            return blocks.astype(np.float32) @ self.near_moment
+
+        residual = gathered(weighed(self.weight - decoded(centroids)))
+        diagonal = np.repeat(np.diagonal(self.near_moment, axis1=1, axis2=2), blocks[1], 0)  # (O, D)
         level = gathered(scale * diagonal)
         level = np.maximum(level, RIDGE * float(np.mean(level)) or 1.0)
-        step = _conjugate_gradients(lambda move: gathered(decoded(move) @ self.moment), residual, level)
+        step = _conjugate_gradients(lambda move: gathered(weighed(decoded(move))), residual, level)
         return _with_centroids(codebook, centroids + step)
 
     def scale(self, codebook: Codebook) -> Floats:
@@ -152,7 +159,7 @@ class _Problem:
         choose = _Chooser(codebook.centroids.astype(np.float64), self.rows[:, 0])
         labels, scale = self.labels(codebook), self.scale(codebook)
         per_group = self.weight.shape[1]
-        for group, moment in enumerate(self.moment):
+        for group, moment in enumerate(self.near_moment):
             own = slice(group * per_group, (group + 1) * per_group)
             self._sweep_group(labels[own], self.weight[group], moment, scale[own], choose.of(own))
         found = (labels - self.rows * codebook.centroids.shape[1]).reshape(codebook.indices.shape)
@@ -160,11 +167,11 @@ class _Problem:
 
     @staticmethod
     def _sweep_group(
-        labels: Labels, weight: Floats, moment: Floats, scale: Floats, choose: "_Chooser"
+        labels: Labels, weight: Floats, moment: NDArray[np.float32], scale: Floats, choose: "_Chooser"
     ) -> None:
         """Improve the labels ``(O/G, D)`` of one group of the layer in place."""
         decoded = scale * choose.flat[labels]
-        slope = (weight - decoded) @ moment  # (O/G, D)
+        slope = (weight - decoded).astype(np.float32) @ moment  # (O/G, D)
         factor = scale[:, 0]
         for start in range(0, len(moment), BLOCK):
             block = slice(start, min(start + BLOCK, len(moment)))

@@ -126,6 +126,16 @@ def test_inputs_that_are_always_zero_change_nothing():
     assert_same_bytes([found.decode()], [codebook.decode()])
 
 
+@pytest.mark.parametrize("unit", [1e25, 1e-25])
+def test_the_unit_of_the_data_does_not_matter(unit):
+    weight, moment = weight_of(), moment_of()
+    codebook = cluster(weight, 3)
+    plain, other = (refit_centroids(codebook, weight, moment * scale**2) for scale in (1.0, unit))
+    errors = [output_error(found.decode(), weight, moment) for found in (codebook, plain, other)]
+    assert errors[1] == pytest.approx(errors[2], rel=ROUNDING)
+    assert errors[1] < 0.95 * errors[0]
+
+
 def test_the_same_input_gives_the_same_bytes():
     weight, moment = weight_of(), moment_of()
     first, second = (refit_centroids(cluster(weight, 3), weight, moment) for _ in range(2))
