@@ -2,12 +2,12 @@
 
 What a weight does to the network's output is measured at `PROBES` widths alone and read off a curve over its
 relative error at the others (`search.sensitivity`). The predicted divergences add up, so that the knapsack
-finds the widths for every number of bytes; for a budget of accuracy that number is found by bisection with
-real evaluations, and the choice is confirmed on samples that it was not made on.
+finds the widths for every number of bytes; for a budget of accuracy that number is found with few real
+evaluations (`search.limit`), and the choice is confirmed on samples that it was not made on.
 """
 
-from collections.abc import Sequence
-from math import exp, log
+from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 
 from onnxdecomp.config import Config
@@ -31,6 +31,7 @@ from onnxdecomp.search.codebooks import (
     stored_form,
 )
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP, Goal
+from onnxdecomp.search.limit import Look, next_budget
 from onnxdecomp.search.sensitivity import Curve
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.weights.cluster import curve
@@ -42,8 +43,9 @@ BITS = range(LEAST_BITS, 9)
 PROBES = (3, 5)
 """Widths of each weight whose divergence is measured."""
 
-BISECTIONS = 7
-"""Real evaluations that find the bytes, each on all samples that decide."""
+MAX_LOOKS = 6
+"""Choices that are evaluated to find the fewest bytes, each on all samples that decide; about three are, as a
+rule."""
 
 NOT_WORTH = "its bytes are not worth what any width would do to the outputs inside the budget"
 
@@ -226,26 +228,39 @@ class _Search:
 
     def cost(self, chosen: Chosen) -> float:
         """Return the bytes of these widths."""
-        return sum(
-            items[bits.index(width)].cost
-            for items, bits, width in zip(self._items, self._bits, chosen, strict=True)
-        )
+        return sum(option.cost for option in self._options(chosen))
+
+    def _predicted(self, chosen: Chosen) -> float:
+        """Return how far these widths are predicted to move the outputs."""
+        return sum(option.error for option in self._options(chosen))
+
+    def _predicted_at(self, budget: float) -> float:
+        """Return the least predicted divergence in so many bytes."""
+        chosen = self.at_bytes(budget)
+        return inf if chosen is None else self._predicted(chosen)
+
+    def _options(self, chosen: Chosen) -> Iterator[Option]:
+        for items, bits, width in zip(self._items, self._bits, chosen, strict=True):
+            yield items[bits.index(width)]
 
     def within_drop(self, max_drop: float) -> Chosen | None:
-        """Return the widths of fewest bytes found that keep a budget; None when only dense weights do."""
-        low, high = log(self.least_bytes), log(self._dense_bytes)
+        """Return the widths of fewest bytes found that keep a budget; None when only dense weights do.
+
+        What the model loses with dense weights is lost in any case; widths are predicted to add to it.
+        """
+        lost_before = self._trials.expected_of(self._widths.dense)
+        limit = max_drop - lost_before
+        looks: list[Look] = []
         accepted: list[Chosen] = []
-        middle = low  # the smallest first: it may do
-        for _ in range(BISECTIONS + 1):
-            chosen = self.at_bytes(exp(middle) * (1 + 1e-9))
-            if chosen is not None and self._trials.expected_of(self._widths.build(chosen)) <= max_drop:
-                accepted.append(chosen)
-                high = min(middle, log(self.cost(chosen)))
-            else:
-                low = middle
-            if high <= low:
+        for _ in range(MAX_LOOKS):
+            budget = next_budget(looks, self._predicted_at, self.least_bytes, self._dense_bytes, limit)
+            chosen = None if budget is None else self.at_bytes(budget)
+            if budget is None or chosen is None:
                 break
-            middle = (low + high) / 2
+            lost = self._trials.expected_of(self._widths.build(chosen)) - lost_before
+            looks.append(Look(budget, self.cost(chosen), self._predicted(chosen), lost))
+            if lost <= limit:
+                accepted.append(chosen)
         for chosen in sorted(accepted, key=self.cost):
             if chosen == self.named:
                 return None
