@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxdecomp import convert, pipeline
+from onnxdecomp import convert, decomposing
 from onnxdecomp.config import Config
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.report.outcome import BeforeAfter, Tuning
@@ -50,13 +50,15 @@ def training(monkeypatch):
     budgets = []
 
     def use(holds_at):
-        real = pipeline.goal_of_ranks
-        monkeypatch.setattr(pipeline, "goal_of_ranks", lambda own: budgets.append(own.max_drop) or real(own))
+        real = decomposing.goal_of_ranks
         monkeypatch.setattr(
-            pipeline, "tuned", lambda model, staged, *others: (staged, told("trained as well as could be"))
+            decomposing, "goal_of_ranks", lambda own: budgets.append(own.max_drop) or real(own)
         )
         monkeypatch.setattr(
-            pipeline, "_is_within", lambda *seen: budgets[-1] <= holds_at * BUDGET * (1 + 1e-9)
+            decomposing, "tuned", lambda model, staged, *others: (staged, told("trained as well as could be"))
+        )
+        monkeypatch.setattr(
+            decomposing, "_is_within", lambda *seen: budgets[-1] <= holds_at * BUDGET * (1 + 1e-9)
         )
         return budgets
 
