@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from traceback import format_exception
@@ -30,9 +30,6 @@ START = (
     "sys.path[:] = json.loads(sys.argv[1]); from onnxdecomp.search.workers import serve; serve()"
 )
 """What a worker runs. It leaves Ctrl-C to the process that started it."""
-
-WAKE_S = 0.2
-"""Seconds after which the wait for a result looks whether the program was interrupted."""
 
 
 def alone(function: Callable[[A], B], item: A) -> B:
@@ -77,7 +74,7 @@ class Workers:
             self._processes = [_started() for _ in range(self._jobs)]
             for process in self._processes:
                 self._idle.put(process)
-        return _in_order([self._threads.submit(self._asked, function, item) for item in items])
+        return self._threads.map(partial(self._asked, function), items)
 
     def _asked(self, function: Callable[[A], B], item: A) -> B:
         """Let an idle worker work an item out."""
@@ -97,21 +94,6 @@ class Workers:
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
-
-
-def _in_order(futures: Sequence[Future[B]]) -> Iterator[B]:
-    """Yield results in order; what was not begun is not done when nobody asks for more.
-
-    The wait has an end: an interrupt that reaches another thread does not wake up one that waits for ever.
-    """
-    try:
-        for future in futures:
-            while not future.done():
-                wait([future], timeout=WAKE_S)
-            yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def serve() -> None:
