@@ -85,7 +85,7 @@ def convert(
         with clock.stage("decompose"):
             decide_for = decider(model, targets, trials, config, track)
         run = Run(model, output, trials, stack, report, clock, track)
-        blank = replace(report, layers=list(report.layers), notes=list(report.notes))
+        blank = replace(report)  # the lists of a report are exchanged, not changed, when layers are decided
         in_float = replace(config, int8=False) if is_for_int8(config) else config
         staged = decomposed_within(run, decide_for, in_float)
         if config.clusters:

@@ -14,12 +14,12 @@ from onnxdecomp.put_back import Staged, keep_all
 from onnxdecomp.report.outcome import Report
 from onnxdecomp.runtime.quantize import Quantized
 from onnxdecomp.runtime.session import Model
-from onnxdecomp.search.goal import Goal, is_for_int8
+from onnxdecomp.search.goal import FLOAT_SHARE, Goal, is_for_int8
 from onnxdecomp.search.int8 import quantized
 from onnxdecomp.search.track import watched
 from onnxdecomp.search.trial import Trials
 
-SHARES = (1.0, 0.7)
+SHARES = (1.0, FLOAT_SHARE)
 """Shares of the accuracy budget that a decomposition for INT8 may use, in the order they are tried: INT8 may
 cost nothing."""
 
@@ -73,7 +73,7 @@ def _decomposed(
         yield staged, run.report
         return
     for share in SHARES:
-        report = replace(blank, layers=list(blank.layers), notes=list(blank.notes))
+        report = replace(blank)
         own = replace(config, max_drop=share * (Goal.of(config).max_drop or 0.0))
         try:
             yield decomposed_within(replace(run, report=report), decide_for, own), report

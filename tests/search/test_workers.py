@@ -15,7 +15,7 @@ import pytest
 from onnxdecomp.errors import OnnxdecompError, UsageError, unknown_name
 from onnxdecomp.search.workers import Workers
 
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
 """Longest wait for something that takes a fraction of a second on an idle machine."""
 
 INTERRUPTED = """
