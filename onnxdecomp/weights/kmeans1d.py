@@ -44,6 +44,12 @@ MAX_LLOYD_STEPS = 10
 WINDOW = 12
 """Places left and right of an edge at which a window looks for a better one."""
 
+REACH, REACH_OF_CELLS = 1.5, 0.25
+"""Clusters that windows reach over at first, and where edges are already the best ones between cells."""
+
+FALL = 4
+"""By how much distances between the places of a window fall from pass to pass."""
+
 OFFSETS = np.arange(-WINDOW, WINDOW + 1)
 
 SEGMENT = 64
@@ -81,7 +87,7 @@ def best_centroids(line: Line, n_centroids: int, *, fine: bool = True) -> Floats
         cells, places = _merged(line, n_cells)
         edges = optimal(cells, n_centroids)
         if len(cells.values) < len(line.values):
-            edges = lloyd(line, windowed(line, lloyd(line, places[edges])))
+            edges = lloyd(line, windowed(line, lloyd(line, places[edges]), REACH_OF_CELLS))
     return np.ldexp(line.means(edges), line.exponent)
 
 
@@ -103,7 +109,8 @@ def companded(line: Line, n_parts: int) -> Edges:
     wanted = np.linspace(0.0, line.mass[-1], min(n, KNOTS) + 1)[1:-1]
     inner = np.searchsorted(line.mass, wanted, "right") - 1
     ends = np.arange(min(n, TAIL))
-    knots = np.unique(np.concatenate([ends, inner, n - 1 - ends]))
+    knots = np.sort(np.concatenate([ends, inner, n - 1 - ends]))
+    knots = knots[np.diff(knots, prepend=-1) > 0]
     counts, gaps, mass = np.diff(knots), np.diff(line.values[knots]), np.diff(line.mass[knots])
     free = np.cbrt(mass * gaps**2)
     alone = _alone(free, counts, n_parts)
@@ -196,15 +203,15 @@ def _widest(line: Line, edges: Edges) -> int:
     return int(np.max(ends - low))
 
 
-def windowed(line: Line, edges: Edges) -> Edges:
+def windowed(line: Line, edges: Edges, reach: float = REACH) -> Edges:
     """Return edges that are the best of all in windows around them, at falling distances down to one value.
 
-    A window reaches over one and a half clusters at first. Beyond `SEGMENT` clusters, edges at that distance
-    stay where they are for one pass, others for the next.
+    A window reaches over so many clusters at first. Beyond `SEGMENT` clusters, edges at that distance stay
+    where they are for one pass, others for the next.
 
     Work: K (2 WINDOW + 1)^2 operations for each of some passes.
     """
-    steps = np.maximum((edges[2:] - edges[:-2]) // 16, 1)
+    steps = np.maximum((edges[2:] - edges[:-2]) // int(2 * WINDOW / reach), 1)
     cost, n_vain = line.cost(edges), 0
     n_offsets = 2 if len(steps) >= SEGMENT else 1
     for at in range(MAX_WINDOWS):
@@ -215,7 +222,7 @@ def windowed(line: Line, edges: Edges) -> Edges:
             edges, cost = moved, cost - gain
         if n_vain >= n_offsets and np.all(steps == 1):
             break
-        steps = np.maximum(steps // 4, 1)
+        steps = np.maximum(steps // FALL, 1)
     return edges
 
 

@@ -119,10 +119,13 @@ def _sorted(values: FloatArray, weights: FloatArray | None, exponent: int) -> Su
         order = np.argsort(flat, kind="stable")
         each = weights.reshape(-1)[order].astype(np.float64)
         rising, each = flat[order][each > 0], each[each > 0]
-    starts = np.flatnonzero(rising[1:] != rising[:-1]) + 1
-    starts = np.concatenate([[0], starts])
+    is_first = np.empty(len(rising), np.bool_)
+    is_first[:1] = True
+    np.not_equal(rising[1:], rising[:-1], out=is_first[1:])
+    starts = np.flatnonzero(is_first)
     places = scaled(rising[starts], -exponent)
-    mass = np.append(starts, len(rising)).astype(np.float64)
+    mass = np.empty(len(starts) + 1)
+    mass[:-1], mass[-1] = starts, len(rising)
     if each is not None:
         mass = prefix(np.add.reduceat(each, starts))
     return _summed(places, mass)

@@ -10,7 +10,7 @@ from onnxdecomp.methods.base import FloatArray
 Floats = NDArray[np.float64]
 Indices = NDArray[np.uint8 | np.uint16]
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 """Values looked at together, so that what is made of them stays in the cache."""
 
 FLOOR = np.float32(2.0**-10)
@@ -20,6 +20,8 @@ ONE = np.float32(1.0)
 
 MAX_FACTOR = 1000
 """Largest exponent whose power of two is a float64 that is not subnormal, about."""
+
+UNSURE = -1
 
 MAX_INDEX_8 = 256
 """Most centroids whose indices fit one byte."""
@@ -112,13 +114,11 @@ def nearest(values: FloatArray, centroids: Floats) -> Indices:
         return found.reshape(values.shape)
     keys = Keys(largest_magnitude(values), 12 if len(centroids) <= MAX_INDEX_8 else 16)
     edges = keys.of(thresholds)  # (K - 1,), never falling
-    below = np.searchsorted(edges, np.arange(keys.n_keys), "left").astype(found.dtype)
-    unsure = np.zeros(keys.n_keys, bool)
-    unsure[edges] = True  # a threshold lies among the values of this key: they are compared one by one
+    below = np.cumsum(np.bincount(edges, minlength=keys.n_keys), dtype=np.int32)
+    below[edges] = UNSURE  # a threshold lies among the values of this key: they are compared one by one
     for place, part in chunks(values):
-        at = keys.of(part)
-        chosen = below[at]
-        open_ = np.flatnonzero(unsure[at])
+        chosen = below[keys.of(part)]
+        open_ = np.flatnonzero(chosen == UNSURE)
         chosen[open_] = np.searchsorted(thresholds, part[open_], "left")
         found[place] = chosen
     return found.reshape(values.shape)
