@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.networks import NAMES, RESULTS, VGG_LIKE, Network, record, recorded
+from bench.networks import N_CALIBRATION, NAMES, RESULTS, VGG_LIKE, Network, record, recorded
 from onnxdecomp import convert
 from onnxdecomp.errors import OnnxdecompError
 from onnxdecomp.report.as_json import plain
@@ -38,7 +38,7 @@ def measured(
     Args:
         network: The network.
         max_drop: The budget.
-        after: Options of `convert` that say what follows the decomposition: INT8 or codebooks.
+        after: Options of `convert` that say what follows the decomposition: training, INT8 or codebooks.
         folder: Where the cache and the result are put.
         samples: Options of `convert` that name the samples.
     """
@@ -161,17 +161,20 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, nargs="+", default=[0.01], metavar="DROP")
     parser.add_argument("--int8", action="store_true", help="with INT8 after decomposition")
     parser.add_argument("--cluster", action="store_true", help="with codebooks after decomposition")
+    parser.add_argument("--finetune", type=int, metavar="STEPS", help="with so many steps of training")
+    parser.add_argument("--images", type=int, default=N_CALIBRATION, help="unlabelled images to fit to")
     parser.add_argument("--summary", action="store_true", help="only summarize the file of results")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "auto.json")
     arguments = parser.parse_args()
     after: dict[str, Any] = {"int8": True} if arguments.int8 else {}
     after |= {"cluster": "auto"} if arguments.cluster else {}
+    after |= {"finetune": arguments.finetune} if arguments.finetune else {}
     results = recorded(arguments.output, to_extend=not arguments.summary)
     for name in () if arguments.summary else arguments.names:
         results[name] = []
         network = Network.load(name)
         with tempfile.TemporaryDirectory() as folder:
-            samples = network.write_samples(Path(folder))
+            samples = network.write_samples(Path(folder), arguments.images)
             for max_drop in arguments.max_drop:
                 found = measured(network, max_drop, after, Path(folder), samples)
                 results[name].append(found)

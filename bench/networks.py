@@ -54,13 +54,15 @@ def model_path(name: str) -> Path:
     return MODELS / f"{name}.onnx"
 
 
-def calibration(name: str) -> NDArray[np.uint8]:
-    """Return unlabelled training images of a network."""
-    if task(name).samples:
+def calibration(name: str, n_images: int = N_CALIBRATION) -> NDArray[np.uint8]:
+    """Return unlabelled training images of a network; those of most are committed, and no more of them."""
+    if task(name).samples and n_images == N_CALIBRATION:
         with np.load(MODELS / "calibration" / f"{task(name).samples}.npz") as arrays:
             return np.asarray(arrays["image"])
+    if task(name).samples:
+        raise ValueError(f"{name} has {N_CALIBRATION} images to fit to, not {n_images}")
     images = cifar10().train_images
-    chosen = np.random.default_rng(0).choice(len(images), N_CALIBRATION, replace=False)
+    chosen = np.random.default_rng(0).choice(len(images), n_images, replace=False)
     return enlarged(images[chosen])
 
 
@@ -89,10 +91,10 @@ class Network:
         given = np.random.default_rng(1).permutation(len(test.labels)) < len(test.labels) // 2
         return cls(name, path, test, given, right(path, test, threads=THREADS))
 
-    def write_samples(self, folder: Path) -> dict[str, Any]:
+    def write_samples(self, folder: Path, n_calibration: int = N_CALIBRATION) -> dict[str, Any]:
         """Write what a tool is given and return it as options of `convert`."""
         files = {name: str(folder / f"{name}.npz") for name in ("calibration", "evaluation")}
-        np.savez(files["calibration"], image=calibration(self.name))
+        np.savez(files["calibration"], image=calibration(self.name, n_calibration))
         images, labels = self.test.images[self.given], self.test.labels[self.given]
         np.savez(files["evaluation"], image=images, labels=labels)
         return files

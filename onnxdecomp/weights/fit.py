@@ -7,6 +7,7 @@ like methods and ranks are, and the search over a network tries them on the netw
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -65,10 +66,12 @@ def default_fit(layer: Layer) -> Fit:
 def distinct_fits(fits: Sequence[Fit], layer: Layer) -> list[Fit]:
     """Return the fits that differ on a layer.
 
-    One too wide for a root is not whitened, and one too large for a joint fit has none.
+    One too wide for a root is not whitened, and one too large for a joint fit has none. Of a matrix nothing
+    is better on the data than its whitened factors, so these are its joint fit.
     """
     too_large = ("joint",) if n_steps_of(layer) == 0 else ()
-    own = [fit.without(too_large) for fit in fits]
+    is_matrix = prod(layer.kernel) == 1
+    own = [WHITENED if fit.joint and is_matrix else fit.without(too_large) for fit in fits]
     if layer.weight_shape[1] > MAX_ROOT:
         own = [fit if fit.joint else WEIGHTS.without(() if fit.refit else ("refit",)) for fit in own]
     return list(dict.fromkeys(own))

@@ -24,7 +24,7 @@ from onnxdecomp.weights.whiten import Root, root_of
 RIDGE = 1e-5
 """Share of the mean of the diagonal that is added to it before a least-squares solution."""
 
-MAX_ROOT = 2048
+MAX_ROOT = 4096
 """Largest root of a moment: beyond it only the channels are whitened, or nothing."""
 
 CHANGE_RIDGE = 1e-4
