@@ -6,8 +6,9 @@ next one runs: no activation outlives its batch.
 Memory: the sums of a layer take ``8 G D^2`` bytes, D being the values of one patch, and a product that is
 half as large comes on top while it is added. The sums of the layers of one pass stay below a limit, the
 tensors of one batch below an eighth of it (unless a single sample has more), and the patches of a layer that
-are held take at most a quarter of its sums, or are a few hundred. What onnxruntime itself takes to run a
-batch comes on top. With several jobs up to four batches are there at once, and a product for each job.
+are held take at most a quarter of its sums, or are a few hundred. Of matrices too wide for such sums rows are
+kept, which take at most `MAX_ROW_BYTES`. What onnxruntime itself takes to run a batch comes on top. With
+several jobs up to four batches are there at once, and a product for each job.
 
 Batches are summed up in their order and each is run on one thread, as is BLAS, so that every number of jobs
 gives the same moments, bit for bit: jobs share out batches to run, and layers to sum up.
@@ -30,10 +31,10 @@ from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
-from onnxdecomp.runtime.patches import PatchSums, PlaceSampler, Reader
+from onnxdecomp.runtime.patches import PatchRows, PatchSums, PlaceSampler, Reader
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
-from onnxdecomp.weights.moments import Moments
+from onnxdecomp.weights.moments import Moments, is_thin
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps what is worked through, given what is being done, and shows how far that is."""
@@ -53,6 +54,9 @@ MIN_ROWS, MAX_ROWS, ROWS_PER_VALUE = 8192, 24_000, 8
 MAX_BYTES = 1 << 30
 """Limit of the sums that grow during one pass over the samples."""
 
+MAX_THIN_ROWS, MAX_ROW_BYTES = 2048, 1 << 28
+"""Rows kept of a wide matrix at most, and what they take in float64."""
+
 
 def gather_moments(
     model: Model,
@@ -63,6 +67,7 @@ def gather_moments(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     track: Track | None = None,
+    thin: bool = True,
 ) -> dict[str, Moments]:
     """Return the moments of the patches that layers meet on samples, by key of the layer.
 
@@ -80,6 +85,7 @@ def gather_moments(
         seed: Seed of the positions drawn.
         max_bytes: Limit of the sums of one pass; the samples are run as often as that takes.
         track: Shows progress over the batches of a pass.
+        thin: Whether to gather `ThinMoment`s too.
 
     Returns:
         A `Moments` per layer, but for layers in bodies of other nodes, layers whose sums alone would take
@@ -89,8 +95,8 @@ def gather_moments(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot load the model or run it on the samples.
     """
-    streamed = stream_moments(model, groups, samples, jobs=jobs, seed=seed, max_bytes=max_bytes, track=track)
-    return dict(streamed)
+    options = {"jobs": jobs, "seed": seed, "max_bytes": max_bytes}
+    return dict(stream_moments(model, groups, samples, **options, track=track, thin=thin))
 
 
 def stream_moments(
@@ -102,13 +108,14 @@ def stream_moments(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     track: Track | None = None,
+    thin: bool = True,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `gather_moments` returns, layer by layer; the sums of one pass are kept until the next.
 
     Args, Raises: As `gather_moments`.
     """
     proto = read_proto(model)
-    for members in _passes(groups, max_bytes):
+    for members in _passes([g for g in groups if thin or not is_thin(g.layer)], max_bytes):
         names = [site.data for group in members for site in group.main_sites]
         session = open_outputs(model, names)
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
@@ -140,15 +147,17 @@ class _Gathering:
 
     key: str
     sites: tuple[tuple[str, Reader, PlaceSampler], ...]
-    sums: PatchSums
+    sums: PatchSums | PatchRows
 
     @classmethod
     def of(cls, group: LayerGroup, seed: int, n_samples: int) -> "_Gathering":
         layer, size, sites = group.layer, values_per_patch(group.layer.spec), group.main_sites
         readers = (Reader(layer.spec, columns=layer.weight_on_left or site.trans_a) for site in sites)
-        samplers = samplers_of(layer, len(sites), size, seed, n_samples)
+        n_wanted = _n_rows_of(size) if is_thin(layer) else n_wanted_of(size)
+        samplers = samplers_of(layer, len(sites), n_wanted, seed, n_samples)
         names = (site.data for site in sites)
-        return cls(layer.key, tuple(zip(names, readers, samplers, strict=True)), PatchSums(layer.group, size))
+        sums = PatchRows(size) if is_thin(layer) else PatchSums(layer.group, size)
+        return cls(layer.key, tuple(zip(names, readers, samplers, strict=True)), sums)
 
     def add(self, tensors: Feeds, n_samples: int) -> None:
         for name, reader, sampler in self.sites:
@@ -156,10 +165,10 @@ class _Gathering:
                 self.sums.add(reader.patches(tensors[name], places))
 
 
-def samplers_of(layer: Layer, n_sites: int, size: int, seed: int, n_samples: int) -> list[PlaceSampler]:
-    """Return what draws the places of each node that shares a weight, D being `size`."""
-    n_wanted = n_wanted_of(size) / n_sites
-    return [PlaceSampler(seed, f"{layer.key}#{site}", n_wanted, n_samples) for site in range(n_sites)]
+def samplers_of(layer: Layer, n_sites: int, n_wanted: int, seed: int, n_samples: int) -> list[PlaceSampler]:
+    """Return what draws the places of each node that shares a weight, so many places together."""
+    each = n_wanted / n_sites
+    return [PlaceSampler(seed, f"{layer.key}#{site}", each, n_samples) for site in range(n_sites)]
 
 
 def n_wanted_of(size: int) -> int:
@@ -167,12 +176,18 @@ def n_wanted_of(size: int) -> int:
     return min(max(ROWS_PER_VALUE * size, MIN_ROWS), MAX_ROWS)
 
 
+def _n_rows_of(size: int) -> int:
+    """Return how many rows of a wide matrix are kept."""
+    return max(1, min(MAX_THIN_ROWS, MAX_ROW_BYTES // (8 * size)))
+
+
 def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[LayerGroup]]:
     """Cut the layers that can be gathered into runs whose sums fit into `max_bytes` together."""
     members: list[LayerGroup] = []
     taken = 0
     for group in groups:
-        size_bytes = 8 * group.layer.group * values_per_patch(group.layer.spec) ** 2
+        size = values_per_patch(group.layer.spec)
+        size_bytes = 8 * size * (_n_rows_of(size) if is_thin(group.layer) else group.layer.group * size)
         if size_bytes > max_bytes // 2 or not group.main_sites:
             continue
         if taken + size_bytes > max_bytes:

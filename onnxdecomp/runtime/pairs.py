@@ -157,7 +157,7 @@ class Pairs:
         size = at.sizes[-1]
         key = (at.layer.key, n_wanted_of(size), self._seed, tuple(self._sizes))
         seen = self._known.get(key)
-        samplers = samplers_of(at.layer, len(at.tensors), size, self._seed, sum(self._sizes))
+        samplers = samplers_of(at.layer, len(at.tensors), n_wanted_of(size), self._seed, sum(self._sizes))
         reader, made = Reader(at.step, columns=at.layer.weight_on_left), list[FloatArray]()
         batches = zip(self._outputs(at, run=seen is None), self._inputs(rewritten, at), strict=True)
         with threadpool_limits(1, "blas"):

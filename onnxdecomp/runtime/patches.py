@@ -21,6 +21,7 @@ from onnxdecomp.layer import StepSpec
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.weights.moments import Moment, Moments, PairMoments
+from onnxdecomp.weights.thin_moment import ThinMoment
 
 Numbers = NDArray[np.intp]
 Places = tuple[Numbers, ...]
@@ -145,6 +146,31 @@ class PlaceSampler:
         if n >= count:
             return np.arange(count)
         return np.sort(self._rng.choice(count, n, replace=False, shuffle=False))
+
+
+class PatchRows:
+    """The rows that a wide matrix meets, as `ThinMoment` takes them.
+
+    Args:
+        size: Values D of a row.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held: list[FloatArray] = []
+
+    def add(self, patches: FloatArray) -> None:
+        """Add rows ``(n, 1, D)``."""
+        self._held.append(patches[:, 0])
+
+    def moments(self) -> Moments | None:
+        """Return the means over all rows; None as in `PatchSums`. The rows are used up."""
+        rows = np.concatenate([np.empty((0, self._size)), *self._held])  # (n, D) float64
+        self._held.clear()
+        n = len(rows)
+        if not n or not np.isfinite(rows).all():
+            return None
+        return Moments(n, rows.mean(axis=0, keepdims=True), ThinMoment(rows, np.full(n, 1 / n)))
 
 
 class PatchSums:

@@ -94,7 +94,8 @@ def _with_moments(
         groups = [weight.group for weight in weights if weight.group is not None]
         source = model.path or model.proto
         samples = trials.fit_samples
-        for key, moments in stream_moments(source, groups, samples, jobs=trials.jobs, seed=config.seed):
+        streamed = stream_moments(source, groups, samples, jobs=trials.jobs, seed=config.seed, thin=False)
+        for key, moments in streamed:
             yield left.pop(of_layer[key].name), moments
     for weight in left.values():
         yield weight, None

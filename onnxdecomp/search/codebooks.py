@@ -204,6 +204,7 @@ def metric_of(model: Model, weight: Clusterable, moments: Moments | None) -> Met
         factor = np.abs(site.tail.affine(model, shape[0])[0])
         scale = np.maximum(factor, np.finfo(np.float32).eps * max(float(np.max(factor)), 1e-30))
     moment = shrunk(moments.second, moments.n_patches)
+    assert isinstance(moment, np.ndarray)
     by_input = input_importance(moment, shape).reshape(-1, order.shape[1])  # (1 or O, D)
     importance = np.empty(order.size)
     importance[order] = by_input * np.square(scale)[:, np.newaxis]  # (O, D)

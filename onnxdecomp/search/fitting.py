@@ -155,16 +155,8 @@ def _with_data(task: Task, metric: Metric | None = None) -> Study:
 
 
 def _metric(task: Task, weight: FloatArray) -> Metric:
-    """Return how errors of the weight count, from arrays in the one order in memory that pickling keeps.
-
-    A product of arrays in another order may differ in its last bits.
-    """
-    moments = replace(
-        task.moments,
-        mean=np.ascontiguousarray(task.moments.mean),
-        second=np.ascontiguousarray(task.moments.second),
-    )
-    return Metric.of(task.study.layer, weight, moments, with_bias=task.bias is not None)
+    """Return how errors of the weight count."""
+    return Metric.of(task.study.layer, weight, task.moments.in_order(), with_bias=task.bias is not None)
 
 
 def _fitted(study: Study, candidate: Candidate, task: Task) -> Fitted:

@@ -103,7 +103,7 @@ class Memory:
         for key, moments in gather(missing).items():
             found[key] = moments
             (group,) = (g for g in missing if g.layer.key == key)
-            if moments.second.nbytes <= MAX_KEPT_BYTES:
+            if isinstance(moments.second, np.ndarray) and moments.second.nbytes <= MAX_KEPT_BYTES:
                 arrays = {"n_patches": np.array(moments.n_patches), "mean": moments.mean}
                 self._cache.put_arrays(
                     "moments", self._moments_key(group), {**arrays, "second": moments.second}

@@ -14,8 +14,8 @@ import numpy as np
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Analysis, Chain, FloatArray, Method, Ranks, recompose
 from onnxdecomp.weights.joint import jointly_fitted, n_steps_of
-from onnxdecomp.weights.moments import Moments
-from onnxdecomp.weights.refit import MAX_ROOT, Metric, refitted
+from onnxdecomp.weights.moments import MAX_ROOT, Moments, is_thin
+from onnxdecomp.weights.refit import Metric, refitted
 from onnxdecomp.weights.whiten import WhitenedAnalysis, first_axes
 
 
@@ -72,9 +72,14 @@ def distinct_fits(fits: Sequence[Fit], layer: Layer) -> list[Fit]:
     too_large = ("joint",) if n_steps_of(layer) == 0 else ()
     is_matrix = prod(layer.kernel) == 1
     own = [WHITENED if fit.joint and is_matrix else fit.without(too_large) for fit in fits]
-    if layer.weight_shape[1] > MAX_ROOT:
+    if not _is_whitened(layer):
         own = [fit if fit.joint else WEIGHTS.without(() if fit.refit else ("refit",)) for fit in own]
     return list(dict.fromkeys(own))
+
+
+def _is_whitened(layer: Layer) -> bool:
+    """Tell whether there can be a root of what a layer sees at one place of its kernel."""
+    return layer.weight_shape[1] <= MAX_ROOT or is_thin(layer)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Data:
     ) -> Analysis:
         """Analyze a weight in the metric of the fit's basis."""
         axes = first_axes(layer, method.plan(layer, method.rank_bounds(layer))[0])
-        if self.fit.shrinkage >= 1.0 or layer.weight_shape[1] > MAX_ROOT:
+        if self.fit.shrinkage >= 1.0 or not _is_whitened(layer):
             return method.analyze(layer, weight, rng, max_ranks)
         root = self.metric.root(axes, self.fit.shrinkage)
         return WhitenedAnalysis(method, layer, weight, root, rng, max_ranks)

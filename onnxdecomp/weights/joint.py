@@ -103,6 +103,7 @@ class _Problem:
         self._shapes = [spec.weight_shape for spec in chain.specs[:-1]]
         self._diagonal = [index > 0 and _is_diagonal(spec) for index, spec in enumerate(chain.specs)]
         root = metric.root(first_axes(self._layer, chain.specs[0]), ROOT_SHRINKAGE)
+        assert isinstance(root.inverse, np.ndarray)  # wide matrices are not fitted jointly
         self._axes, self._root, self._inverse = root.axes, root.root, root.inverse
         large = metric.moment.shape[1] >= SINGLE_FROM_SIZE
         self._data = ByTap.of(metric, chain.specs[-1], np.float32 if large else np.float64)

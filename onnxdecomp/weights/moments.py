@@ -1,11 +1,23 @@
 """How data weighs the errors of a layer: first and second moments of what its kernel is laid on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxdecomp.layer import Layer
+from onnxdecomp.weights.thin_moment import ThinMoment
+
 Moment = NDArray[np.float64]
+
+MAX_ROOT = 4096
+"""Largest moment that a root is taken of."""
+
+
+def is_thin(layer: Layer) -> bool:
+    """Tell whether the moment of a layer is a `ThinMoment`: those of matrices too wide for a root are."""
+    return not layer.kernel and layer.group == 1 and layer.weight_shape[1] > MAX_ROOT
 
 
 @dataclass(frozen=True)
@@ -25,15 +37,29 @@ class Moments:
 
     n_patches: int
     mean: Moment
-    second: Moment
+    second: Moment | ThinMoment
 
     @property
-    def covariance(self) -> Moment:
+    def covariance(self) -> Moment | ThinMoment:
         """``(G, D, D)`` mean of ``(x - mean) (x - mean)^T``."""
+        if isinstance(self.second, ThinMoment):
+            return replace(self.second, rows=self.second.rows - self.mean)
         return self.second - self.mean[:, :, np.newaxis] * self.mean[:, np.newaxis, :]  # (G, D, D)
 
+    def in_order(self) -> Self:
+        """Return the same with arrays in the one order in memory that pickling keeps.
 
-def shrinkage(moment: Moment, n_patches: int) -> float:
+        A product of arrays in another order may differ in its last bits.
+        """
+        second = self.second
+        if isinstance(second, ThinMoment):
+            second = replace(second, rows=np.ascontiguousarray(second.rows))
+        else:
+            second = np.ascontiguousarray(second)
+        return replace(self, mean=np.ascontiguousarray(self.mean), second=second)
+
+
+def shrinkage(moment: Moment | ThinMoment, n_patches: int) -> float:
     """Return how much of a moment ``(G, D, D)`` is better taken from the identity of the same trace, 0..1.
 
     Few patches show few directions, and what is fitted to them alone is wrong elsewhere. The share is near 0
@@ -43,16 +69,21 @@ def shrinkage(moment: Moment, n_patches: int) -> float:
     Transactions on Signal Processing 58 (2010), oracle approximating shrinkage; here over all groups.
     """
     size = moment.shape[-1]
-    squares = float(np.sum(np.square(moment)))  # tr(C C)
-    trace = float(np.sum(np.square(np.trace(moment, axis1=1, axis2=2))))  # tr(C)^2, summed over the groups
+    if isinstance(moment, ThinMoment):
+        squares, trace = moment.squares, moment.trace**2
+    else:
+        squares = float(np.sum(np.square(moment)))  # tr(C C)
+        trace = float(np.sum(np.square(np.trace(moment, axis1=1, axis2=2))))  # tr(C)^2, over the groups
     above = (1 - 2 / size) * squares + trace
     below = (n_patches + 1 - 2 / size) * (squares - trace / size)
     return min(1.0, above / below) if below > 0 else 1.0
 
 
-def shrunk(moment: Moment, n_patches: int) -> Moment:
+def shrunk(moment: Moment | ThinMoment, n_patches: int) -> Moment | ThinMoment:
     """Return a moment ``(G, D, D)`` with the share of the identity that `shrinkage` says."""
     share, size = shrinkage(moment, n_patches), moment.shape[-1]
+    if isinstance(moment, ThinMoment):
+        return moment.blended(1 - share, share * moment.trace / size)
     level = np.trace(moment, axis1=1, axis2=2) / size  # (G,)
     return np.asarray((1 - share) * moment + (share * level)[:, np.newaxis, np.newaxis] * np.eye(size))
 

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray, recompose
-from onnxdecomp.weights.moments import Moment, Moments, shrinkage, shrunk
+from onnxdecomp.weights.moments import MAX_ROOT, Moment, Moments, shrinkage, shrunk
+from onnxdecomp.weights.thin_moment import ThinMoment
 from onnxdecomp.weights.whiten import Root, root_of
 
 RIDGE = 1e-5
 """Share of the mean of the diagonal that is added to it before a least-squares solution."""
-
-MAX_ROOT = 4096
-"""Largest root of a moment: beyond it only the channels are whitened, or nothing."""
 
 CHANGE_RIDGE = 1e-4
 """The least penalty on changing a last step that was fitted before."""
@@ -47,7 +45,7 @@ class Metric:
 
     layer: Layer
     weight: Moment
-    moment: Moment
+    moment: Moment | ThinMoment
     mean: Moment
     product: Moment
     energy: float
@@ -59,14 +57,14 @@ class Metric:
         blocks = np.asarray(weight, np.float64).reshape(layer.group, layer.out_channels // layer.group, -1)
         moment = shrunk(moments.covariance if with_bias else moments.second, moments.n_patches)
         mean = moments.mean if with_bias else np.zeros_like(moments.mean)
-        outcome = blocks @ moment  # (G, O/G, D)
+        outcome = np.asarray(blocks @ moment, np.float64)  # (G, O/G, D)
         return cls(layer, blocks, moment, mean, outcome, float(np.sum(outcome * blocks)))
 
     def root(self, axes: tuple[int, ...], share: float) -> Root:
         """Return the root over what a first step with the kernel along `axes` sees, computed once.
 
-        Over too many values to root, only those of one place of the kernel are seen. `share` is that of the
-        identity, as in `whiten.root_of`.
+        Over more than `MAX_ROOT` values, only those of one place of the kernel are seen. `share` is that of
+        the identity, as in `whiten.root_of`.
         """
         seen = self.layer.weight_shape[1] * prod(self.layer.kernel[axis] for axis in axes)
         key = axes if seen <= MAX_ROOT else (), share
@@ -97,7 +95,7 @@ class ByTap:
     """
 
     order: NDArray[np.intp]
-    rows: Sequence[FloatArray]
+    rows: Sequence[FloatArray | ThinMoment]
     product: FloatArray
 
     @classmethod
@@ -105,10 +103,9 @@ class ByTap:
         """Return the data for a last step in the precision that it is multiplied in."""
         parts = _parts(metric.layer, last)
         order = np.concatenate(parts)
-        if len(parts) == 1:  # they stand in order
-            rows = [metric.moment.astype(dtype, copy=False)]
-            return cls(order, rows, metric.product.astype(dtype, copy=False))
-        moment, product = (whole.astype(dtype, copy=False) for whole in (metric.moment, metric.product))
+        product, moment = metric.product.astype(dtype, copy=False), metric.moment.astype(dtype, copy=False)
+        if len(parts) == 1 or isinstance(moment, ThinMoment):  # they stand in order
+            return cls(order, [moment], product)
         return cls(order, [moment[:, own[:, np.newaxis], order] for own in parts], product[:, :, order])
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Analysis, FloatArray, Method, Ranks
 from onnxdecomp.weights.moments import Moment
+from onnxdecomp.weights.thin_moment import ThinMoment
 
 MIN_SHRINKAGE = 1e-4
 """Share of the identity in a root, so that directions which the samples did not show can be undone."""
@@ -30,13 +31,13 @@ class Root:
 
     Args:
         axes: Spatial axes that the first step sees.
-        root: ``(G, I/G ka, I/G ka)``, the lower triangle of Cholesky.
+        root: ``(G, I/G ka, I/G ka)``, the lower triangle of Cholesky; symmetric where the moment is thin.
         inverse: The same shape.
     """
 
     axes: tuple[int, ...]
-    root: Moment
-    inverse: Moment
+    root: Moment | ThinMoment
+    inverse: Moment | ThinMoment
 
 
 def first_axes(layer: Layer, first: StepSpec) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ def first_axes(layer: Layer, first: StepSpec) -> tuple[int, ...]:
     return tuple(axis for axis, size in enumerate(layer.kernel) if own[axis] == size and size > 1)
 
 
-def root_of(layer: Layer, moment: Moment, axes: tuple[int, ...], shrinkage: float) -> Root:
+def root_of(layer: Layer, moment: Moment | ThinMoment, axes: tuple[int, ...], shrinkage: float) -> Root:
     """Return the root of a moment ``(G, D, D)``, averaged over the kernel's axes that are not in `axes`.
 
     Args:
@@ -54,11 +55,14 @@ def root_of(layer: Layer, moment: Moment, axes: tuple[int, ...], shrinkage: floa
         axes: Spatial axes that the first step sees.
         shrinkage: Share of the identity (of the same trace) in the moment, 0..1: 1 is no data at all.
     """
+    alpha = max(shrinkage, MIN_SHRINKAGE)
+    if isinstance(moment, ThinMoment):
+        level = moment.trace / moment.shape[-1] or 1.0
+        return Root(axes, *moment.blended((1 - alpha) / level, alpha).powers(0.5, -0.5))
     seen = _seen(layer, moment, axes)  # (G, n, n)
     n = seen.shape[-1]
     scale = np.trace(seen, axis1=1, axis2=2) / n  # (G,)
     scale = np.where(scale > 0, scale, 1.0)
-    alpha = max(shrinkage, MIN_SHRINKAGE)
     mixed = (1 - alpha) * seen / scale[:, None, None] + alpha * np.eye(n)
     root = np.asarray(np.linalg.cholesky(mixed), np.float64)  # (G, n, n)
     return Root(axes, root, np.asarray(np.linalg.inv(root), np.float64))
@@ -85,7 +89,7 @@ def whitened(layer: Layer, weight: FloatArray, root: Root) -> FloatArray:
     return times(layer, np.asarray(weight, np.float64), root.root, root.axes)
 
 
-def times(layer: Layer, weight: FloatArray, factor: Moment, axes: tuple[int, ...]) -> FloatArray:
+def times(layer: Layer, weight: FloatArray, factor: Moment | ThinMoment, axes: tuple[int, ...]) -> FloatArray:
     """Multiply the channels and `axes` of a weight ``(G M, I/G, *k)`` by ``(G, I/G ka, I/G ka)``."""
     n_axes = weight.ndim - 2
     blocks = weight.reshape(layer.group, -1, *weight.shape[1:])  # (G, M, I/G, *k)

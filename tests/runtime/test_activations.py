@@ -18,7 +18,7 @@ from onnxdecomp.runtime.activations import gather_moments, stream_moments
 from onnxdecomp.runtime.outputs import with_outputs
 from onnxdecomp.runtime.pairs import KnownOutputs, LastStepAt, Pairs
 from onnxdecomp.runtime.patches import PatchSums
-from onnxdecomp.weights.moments import Moments, PairMoments
+from onnxdecomp.weights.moments import MAX_ROOT, Moments, PairMoments
 from tests.builders import CONVOLUTIONS, conv_layer, dense_model, input_of, weight_of
 from tests.graph.models import normal, parse, rewrite, run, three_steps
 from tests.networks import network
@@ -449,6 +449,31 @@ def test_sums_of_one_pass_stay_below_the_limit(max_bytes, expected, monkeypatch)
 def test_a_layer_whose_sums_are_too_large_gets_no_moments(model, samples, all_moments):
     moments = gather(model, samples, max_bytes=2 * 8 * 288**2 - 1)
     assert_same_moments(moments, {k: m for k, m in all_moments.items() if k != "c2"}, **CLOSE)
+
+
+WIDE = f"""
+g (float[N, {MAX_ROOT + 1}] x) => (float[N, 4] y) {{
+    y = MatMul(x, w)
+}}
+"""
+
+
+def test_of_a_wide_matrix_rows_are_kept_instead_of_sums(monkeypatch):
+    model, data = parse(WIDE, {"w": normal(MAX_ROOT + 1, 4)}), normal(50, MAX_ROOT + 1)
+    (moments,) = gather(model, {"x": data}, jobs=2).values()
+    assert (moments.n_patches, moments.second.shape) == (50, (1, MAX_ROOT + 1, MAX_ROOT + 1))
+    left = normal(1, 3, MAX_ROOT + 1)
+    np.testing.assert_allclose(left @ moments.second, left @ data.T @ data / 50, **CLOSE)
+    assert gather(model, {"x": data}, thin=False) == {}
+    monkeypatch.setattr(activations, "MAX_THIN_ROWS", 20)
+    (moments,) = gather(model, {"x": data}).values()
+    assert 15 <= moments.n_patches <= 25
+
+
+def test_a_wide_matrix_that_meets_infinite_values_has_no_moments():
+    data = normal(50, MAX_ROOT + 1)
+    data[3, 7] = np.inf
+    assert gather(parse(WIDE, {"w": normal(MAX_ROOT + 1, 4)}), {"x": data}) == {}
 
 
 def test_layers_are_handed_out_one_by_one(model, samples):

@@ -464,3 +464,28 @@ def test_a_latency_that_is_measured_to_be_missed_is_said_and_nothing_is_written(
 
 def test_a_latency_within_the_noise_of_its_target_is_reached(model, calibration):
     assert search(model, calibration, target_latency=0.49).decomposed
+
+
+def test_a_matrix_too_wide_for_a_moment_is_fitted_to_its_samples(tmp_path):
+    rng = np.random.default_rng(5)
+    n_inputs, n_outputs, n_directions = 4200, 256, 24
+    directions = rng.standard_normal((n_directions, n_inputs))
+    samples = rng.standard_normal((160, n_directions)) @ directions  # few of the many directions are seen
+    weight = rng.standard_normal((n_inputs, n_outputs)) / n_inputs
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size])
+        for name, size in (("x", n_inputs), ("y", n_outputs))
+    )
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    tensor = onnx.numpy_helper.from_array(weight.astype(np.float32), "w")
+    graph = onnx.helper.make_graph([node], "g", [x], [y], [tensor])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    path, out = tmp_path / "wide.onnx", tmp_path / "out.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    np.savez(tmp_path / "x.npz", x=samples.astype(np.float32))
+    report = convert(
+        path, out, calibration=str(tmp_path / "x.npz"), metric="sqnr", max_drop=0.01, cache="none"
+    )
+    (layer,) = report.decomposed
+    assert layer.ranks[0] < n_outputs // 2  # random weights alone have no such slack
+    assert report.accuracy.drop <= 0.01

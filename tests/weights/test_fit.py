@@ -201,18 +201,21 @@ def test_a_step_fitted_to_few_patches_holds_on_others():
 
 
 @pytest.mark.parametrize(
-    ("channels", "expected"),
+    ("layer", "expected"),
     [
-        (MAX_ROOT, ["weights", "shrunk", "whitened", "joint"]),
-        (MAX_ROOT + 1, ["weights", "joint"]),
+        (conv_layer((10, MAX_ROOT, 3), (1, 5)), ["weights", "shrunk", "whitened", "joint"]),
+        (conv_layer((10, MAX_ROOT + 1, 3), (1, 5)), ["weights", "joint"]),
+        (conv_layer((10, MAX_ROOT, 1), (1, 5)), ["weights", "shrunk", "whitened"]),
+        (conv_layer((10, MAX_ROOT + 1, 1), (1, 5)), ["weights"]),
+        (matrix_layer("Gemm", 10, MAX_ROOT), ["weights", "shrunk", "whitened"]),
+        (matrix_layer("Gemm", 10, MAX_ROOT + 1), ["weights", "shrunk", "whitened"]),
     ],
 )
-def test_a_layer_too_wide_for_a_root_has_no_fit_twice(channels, expected):
-    layer = matrix_layer("Gemm", 10, channels)
+def test_a_layer_has_no_fit_twice(layer, expected):
     assert [fit.name for fit in distinct_fits(FITS, layer)] == expected
 
 
 def test_without_a_refit_the_fits_of_a_wide_layer_are_one():
-    layer = matrix_layer("Gemm", 10, MAX_ROOT + 1)
+    layer = conv_layer((10, MAX_ROOT + 1, 3), (1, 5))
     without = [fit.without(["refit"]) for fit in FITS[:3]]
     assert distinct_fits(without, layer) == [WEIGHTS.without(["refit"])]
