@@ -24,6 +24,9 @@ MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
 """Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
 about three are, as a rule."""
 
+MAX_STRONGER, MAX_STRONGER_AT_LARGE = 2, 1
+"""Choices that are tried after one that held on other samples and left much of the budget."""
+
 LEAST_WEAKER = 1.1
 """Loss of a choice that did not hold on other samples over that of the next one tried, at the least."""
 
@@ -196,27 +199,45 @@ class Search:
         return inf if chosen is None else self._predicted(chosen)
 
     def _confirmed(self, accepted: list[Pick], max_drop: float) -> Pick | None:
-        """Return the cheapest accepted choice that holds on samples it was not chosen on, or a weaker one.
+        """Return the cheapest choice found that holds on samples it was not chosen on.
 
         There it must not lose more than the budget, and over all samples together not more with the standard
         error added. What is tried after a choice that does not hold is predicted to lose as much less as that
-        one loses too much.
+        one loses too much; after one that does, what is expected to use up the budget.
         """
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
+        looks: list[Look] = []
         while waiting and waiting[0].replaced:
-            pick = waiting.pop(0)
-            if not self._recovers_looks:
-                pick = self._recovered(pick)
-            drop = self._trials.confirmed_with(pick.replaced)
-            whole = drop.pooled(pick.drop)
-            most = max(drop.value, whole.value + whole.standard_error)
-            if most <= max_drop:
-                return replace(pick, drop=drop)
+            pick, lost = self._held(waiting.pop(0))
+            looks.append(Look(pick.cost, pick.cost, self._predicted(pick.chosen), lost))
+            if lost <= max_drop:
+                return self._stronger(pick, looks, max_drop)
             waiting = [other for other in waiting if other.cost > pick.cost]
-            other = self._weaker(pick, most / max_drop if max_drop > 0 else inf)
+            other = self._weaker(pick, lost / max_drop if max_drop > 0 else inf)
             if other is not None and (not waiting or other.cost < waiting[0].cost):
                 waiting.insert(0, other)
         return None
+
+    def _held(self, pick: Pick) -> tuple[Pick, float]:
+        """Return a choice with its drop on samples it was not chosen on, and the most it is held to lose."""
+        if not self._recovers_looks:
+            pick = self._recovered(pick)
+        drop = self._trials.confirmed_with(pick.replaced)
+        whole = drop.pooled(pick.drop)
+        return replace(pick, drop=drop), max(drop.value, whole.value + whole.standard_error)
+
+    def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:
+        """Return the cheapest choice found that holds as this one does, if it leaves much of the budget."""
+        for _ in range(MAX_STRONGER_AT_LARGE if self._trials.looks_are_long else MAX_STRONGER):
+            budget = next_budget(looks, self._predicted_at, self.least_cost, self.dense_cost, max_drop)
+            other = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
+            if budget is None or other is None or other.cost >= pick.cost:
+                break
+            other, lost = self._held(other)
+            looks.append(Look(budget, other.cost, self._predicted(other.chosen), lost))
+            if lost <= max_drop:
+                pick = other
+        return pick
 
     def _weaker(self, pick: Pick, times: float) -> Pick | None:
         """Return a choice that costs more and is predicted to lose so many times less; None at the end."""

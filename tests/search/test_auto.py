@@ -67,6 +67,14 @@ def test_what_does_not_hold_on_other_samples_gives_way_to_what_does(elsewhere):
     assert trials.n_compared <= 10
 
 
+@pytest.mark.parametrize("elsewhere", [0.3, 0.6])
+def test_what_loses_less_on_other_samples_gives_way_to_what_uses_the_budget(elsewhere):
+    pick, trials = found(elsewhere=elsewhere)
+    whole = (1 + 1 / elsewhere) / 2 * pick.drop.value  # of as many samples each
+    assert 0.08 < whole <= 0.1
+    assert trials.n_compared <= 6
+
+
 def test_the_standard_error_counts_against_a_choice():
     certain, doubtful = (found(noise=noise)[0] for noise in (0.0, 0.05))
     assert doubtful.drop.value < certain.drop.value

@@ -13,6 +13,7 @@ from onnxdecomp.weights.thin_moment import ThinMoment
 from tests.builders import conv_layer, matrix_layer, weight_of
 
 N_ROWS, SIZE, N_OUTPUTS = 7, 12, 5
+GEMM = matrix_layer("Gemm", N_OUTPUTS, SIZE)
 
 
 def rows_of(n_rows: int, size: int, seed: int = 0):
@@ -71,15 +72,17 @@ def test_covariance_and_shrinkage_are_those_of_the_matrix(n_rows):
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("fit", distinct_fits(FITS, matrix_layer("Gemm", N_OUTPUTS, SIZE)), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "fit", distinct_fits(FITS, matrix_layer("Gemm", N_OUTPUTS, SIZE)), ids=lambda f: f.name
+)
 def test_a_matrix_is_fitted_as_with_the_matrix(fit, with_bias):
     layer = matrix_layer("Gemm", N_OUTPUTS, SIZE)
     (method,) = find_methods("svd/2-steps")
     found = []
     for moments in moments_of(N_ROWS, SIZE):
-        data = Data.of(layer, weight_of(layer), moments, fit, with_bias=with_bias)
-        analysis = data.analyze(method, layer, weight_of(layer), np.random.default_rng(0), None)
-        chain, error = data.fitted(decompose(method, analysis, layer, (2,)))
+        data = Data.of(GEMM, weight_of(GEMM), moments, fit, with_bias=with_bias)
+        analysis = data.analyze(method, GEMM, weight_of(GEMM), np.random.default_rng(0), None)
+        chain, error = data.fitted(decompose(method, analysis, GEMM, (2,)))
         found.append((recompose(chain.specs, chain.weights, 1), error))
     (thin, thin_error), (dense, dense_error) = found
     np.testing.assert_allclose(thin, dense, atol=1e-6)
