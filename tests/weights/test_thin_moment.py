@@ -72,11 +72,8 @@ def test_covariance_and_shrinkage_are_those_of_the_matrix(n_rows):
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(
-    "fit", distinct_fits(FITS, matrix_layer("Gemm", N_OUTPUTS, SIZE)), ids=lambda f: f.name
-)
+@pytest.mark.parametrize("fit", distinct_fits(FITS, GEMM), ids=lambda fit: fit.name)
 def test_a_matrix_is_fitted_as_with_the_matrix(fit, with_bias):
-    layer = matrix_layer("Gemm", N_OUTPUTS, SIZE)
     (method,) = find_methods("svd/2-steps")
     found = []
     for moments in moments_of(N_ROWS, SIZE):
