@@ -192,7 +192,7 @@ def main() -> None:
                 found.append(row)
                 print(line(row), flush=True)
                 machine = environment(THREADS) | {"torch": version("torch")}
-                result = {"environment": machine, "steps": arguments.steps, "rows": found}
+                result = {"environment": machine, "rows": found}
                 arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
