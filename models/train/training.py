@@ -242,7 +242,7 @@ def export(
     """
     network.eval()
     kept = {n: m for n, m in network.named_children() if not isinstance(m, nn.Dropout)}
-    plain = nn.Sequential(OrderedDict((name, _plain(module)) for name, module in kept.items()))
+    plain = nn.Sequential(OrderedDict((name, as_deployed(module)) for name, module in kept.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = torch.onnx.TrainingMode
     torch.onnx.export(
@@ -309,7 +309,7 @@ def begin(seed: int, threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
-def _plain(module: nn.Module) -> nn.Module:
+def as_deployed(module: nn.Module) -> nn.Module:
     """Return a module as onnxruntime is to run it."""
     if not isinstance(module, RawConv2d):
         return module
