@@ -1,6 +1,6 @@
 """Codebooks on whole networks: accuracy, sizes, load time and latency, beside 8-bit weight-only rivals.
 
-    python -m bench.codebooks [NAME ...] [--bits 6 4 3] [-o bench/results/codebooks.json]
+    python -m bench.codebooks [NAME ...] [--bits 6 4 3] [--ways WAY ...] [-o bench/results/codebooks.json]
 
 Nothing is decomposed and nothing is trained. Weights become codebooks of each width three times: fitted to
 the unlabelled calibration images, so with a scale for each output channel, and from the weights alone. The
@@ -16,7 +16,7 @@ thread; load time and memory come from a fresh process each. Results are written
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,7 @@ from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.measure import bench
 
 NETWORKS = ("resnet20_cifar", "vgg_cifar", "cifar10_keras")
+WAYS = ("fitted", "fitted, channels scaled", "from weights alone")
 TIMED_RUNS = 100
 
 Row = dict[str, Any]
@@ -74,10 +75,12 @@ def n_bits(network: Network, path: Path) -> Row:
     return {}
 
 
-def arms(network: Network, folder: Path, widths: list[int]) -> Iterator[tuple[str, Callable[[Path], Row]]]:
+def arms(
+    network: Network, folder: Path, widths: Sequence[int], ways: Sequence[str]
+) -> Iterator[tuple[str, Callable[[Path], Row]]]:
     """Yield what is compared, by name."""
     for bits in widths:
-        for how in ("fitted", "fitted, channels scaled", "from weights alone"):
+        for how in ways:
             yield (
                 f"{bits} bits, {how}",
                 lambda path, bits=bits, how=how: ours(network, folder, bits, how, path),
@@ -89,13 +92,13 @@ def arms(network: Network, folder: Path, widths: list[int]) -> Iterator[tuple[st
         yield "onnxruntime MatMulNBits, 8 bits", partial(n_bits, network)
 
 
-def measured(name: str, widths: list[int], folder: Path) -> list[Row]:
+def measured(name: str, widths: Sequence[int], ways: Sequence[str], folder: Path) -> list[Row]:
     """Return a row for every arm of a network."""
     network = Network.load(name)
     np.savez(folder / "calibration.npz", image=calibration(name))
     rows: list[Row] = []
     paths: list[Path] = []
-    for arm, make in arms(network, folder, widths):
+    for arm, make in arms(network, folder, widths, ways):
         path, start = folder / f"{name}{len(paths)}.onnx", perf_counter()
         try:
             row = {"arm": arm, **make(path), "seconds": round(perf_counter() - start, 1)}
@@ -128,12 +131,13 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", default=NETWORKS)
     parser.add_argument("--bits", nargs="*", type=int, default=[6, 4, 3])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "codebooks.json")
     options = parser.parse_args()
     networks = recorded(options.output, to_extend=True)
     for name in options.names:
         with tempfile.TemporaryDirectory() as folder:
-            networks[name] = measured(name, options.bits, Path(folder))
+            networks[name] = measured(name, options.bits, options.ways, Path(folder))
         record(options.output, networks)
 
 
