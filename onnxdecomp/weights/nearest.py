@@ -22,6 +22,7 @@ MAX_FACTOR = 1000
 """Largest exponent whose power of two is a float64 that is not subnormal, about."""
 
 UNSURE = -1
+"""Stands for the centroid of a key that several have."""
 
 MAX_INDEX_8 = 256
 """Most centroids whose indices fit one byte."""
