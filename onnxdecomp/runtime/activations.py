@@ -15,7 +15,7 @@ gives the same moments, bit for bit: jobs share out batches to run, and layers t
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -67,7 +67,6 @@ def gather_moments(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     track: Track | None = None,
-    thin: bool = True,
 ) -> dict[str, Moments]:
     """Return the moments of the patches that layers meet on samples, by key of the layer.
 
@@ -85,7 +84,6 @@ def gather_moments(
         seed: Seed of the positions drawn.
         max_bytes: Limit of the sums of one pass; the samples are run as often as that takes.
         track: Shows progress over the batches of a pass.
-        thin: Whether to gather `ThinMoment`s too.
 
     Returns:
         A `Moments` per layer, but for layers in bodies of other nodes, layers whose sums alone would take
@@ -95,8 +93,8 @@ def gather_moments(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot load the model or run it on the samples.
     """
-    options = {"jobs": jobs, "seed": seed, "max_bytes": max_bytes}
-    return dict(stream_moments(model, groups, samples, **options, track=track, thin=thin))
+    streamed = stream_moments(model, groups, samples, jobs=jobs, seed=seed, max_bytes=max_bytes, track=track)
+    return dict(streamed)
 
 
 def stream_moments(
@@ -112,15 +110,16 @@ def stream_moments(
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `gather_moments` returns, layer by layer; the sums of one pass are kept until the next.
 
-    Args, Raises: As `gather_moments`.
+    Args, Raises: As `gather_moments`; with `thin` off wide matrices get moments like all others.
     """
     proto = read_proto(model)
-    for members in _passes([g for g in groups if thin or not is_thin(g.layer)], max_bytes):
+    wide = {group.layer.key for group in groups if thin and is_thin(group.layer)}
+    for members in _passes(groups, wide, max_bytes):
         names = [site.data for group in members for site in group.main_sites]
         session = open_outputs(model, names)
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
         n_samples = sum(n_samples_in(feed) for feed in feeds)
-        gathering = [_Gathering.of(group, seed, n_samples) for group in members]
+        gathering = [_Gathering.of(group, seed, n_samples, thin=group.layer.key in wide) for group in members]
         shown = track(feeds, "gathering moments") if track else feeds
         batches_run = in_order(partial(run, session), feeds, min(jobs, MAX_AHEAD))
         with threadpool_limits(1, "blas"):
@@ -150,13 +149,13 @@ class _Gathering:
     sums: PatchSums | PatchRows
 
     @classmethod
-    def of(cls, group: LayerGroup, seed: int, n_samples: int) -> "_Gathering":
+    def of(cls, group: LayerGroup, seed: int, n_samples: int, *, thin: bool) -> "_Gathering":
         layer, size, sites = group.layer, values_per_patch(group.layer.spec), group.main_sites
         readers = (Reader(layer.spec, columns=layer.weight_on_left or site.trans_a) for site in sites)
-        n_wanted = _n_rows_of(size) if is_thin(layer) else n_wanted_of(size)
+        n_wanted = _n_rows_of(size) if thin else n_wanted_of(size)
         samplers = samplers_of(layer, len(sites), n_wanted, seed, n_samples)
         names = (site.data for site in sites)
-        sums = PatchRows(size) if is_thin(layer) else PatchSums(layer.group, size)
+        sums = PatchRows(size) if thin else PatchSums(layer.group, size)
         return cls(layer.key, tuple(zip(names, readers, samplers, strict=True)), sums)
 
     def add(self, tensors: Feeds, n_samples: int) -> None:
@@ -181,13 +180,18 @@ def _n_rows_of(size: int) -> int:
     return max(1, min(MAX_THIN_ROWS, MAX_ROW_BYTES // (8 * size)))
 
 
-def _passes(groups: Sequence[LayerGroup], max_bytes: int) -> Iterator[list[LayerGroup]]:
-    """Cut the layers that can be gathered into runs whose sums fit into `max_bytes` together."""
+def _passes(
+    groups: Sequence[LayerGroup], wide: Collection[str], max_bytes: int
+) -> Iterator[list[LayerGroup]]:
+    """Cut the layers that can be gathered into runs whose sums fit into `max_bytes` together.
+
+    Of those whose keys are `wide` rows are kept.
+    """
     members: list[LayerGroup] = []
     taken = 0
     for group in groups:
         size = values_per_patch(group.layer.spec)
-        size_bytes = 8 * size * (_n_rows_of(size) if is_thin(group.layer) else group.layer.group * size)
+        size_bytes = 8 * size * (_n_rows_of(size) if group.layer.key in wide else group.layer.group * size)
         if size_bytes > max_bytes // 2 or not group.main_sites:
             continue
         if taken + size_bytes > max_bytes:

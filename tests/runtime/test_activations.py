@@ -464,7 +464,9 @@ def test_of_a_wide_matrix_rows_are_kept_instead_of_sums(monkeypatch):
     assert (moments.n_patches, moments.second.shape) == (50, (1, MAX_ROOT + 1, MAX_ROOT + 1))
     left = normal(1, 3, MAX_ROOT + 1)
     np.testing.assert_allclose(left @ moments.second, left @ data.T @ data / 50, **CLOSE)
-    assert gather(model, {"x": data}, thin=False) == {}
+    ((_, whole),) = stream_moments(model, groups_of(model), {"x": data}, thin=False)
+    assert isinstance(whole.second, np.ndarray)
+    np.testing.assert_allclose(left @ whole.second, left @ moments.second, **CLOSE)
     monkeypatch.setattr(activations, "MAX_THIN_ROWS", 20)
     (moments,) = gather(model, {"x": data}).values()
     assert 15 <= moments.n_patches <= 25
