@@ -1,13 +1,13 @@
 """Networks at a third of their MACs: what conversion leaves, and what `onnxdecomp finetune` wins back.
 
     python -m bench.distillation [--networks resnet20_cifar vgg_cifar] [--ways ...] [--steps 4000]
-                                 [--folder DIR] [-o bench/results/distillation.json]
+                                 [--threads 2] [--folder DIR] [-o bench/results/distillation.json]
 
 A network is converted to a share of its MACs: from weights alone, fitted to data, and recovered. The last is
 fine-tuned towards the original, without labels: on the 512 samples it was fitted to, or on all other training
 images, mirrored and shifted; and with labels in addition. Conversion measures on 1,000 test images, training
 sees none. Accuracy is that on all 10,000 test images, with the standard error of the paired difference to the
-original. Training takes two threads. Conversions that stand in the folder are not made again.
+original. Conversions that stand in the folder are not made again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,9 @@ def measured(network: Network, model: Path) -> dict[str, Any]:
     return {key: found[key] for key in ("accuracy_before", "accuracy_after", "whole_test_set")}
 
 
-def rows(name: str, share: float, ways: Sequence[str], steps: int, folder: Path) -> Iterator[dict[str, Any]]:
+def rows(
+    name: str, share: float, ways: Sequence[str], steps: int, threads: int, folder: Path
+) -> Iterator[dict[str, Any]]:
     """Yield the figures of a network: converted with more and more of fitting, then fine-tuned."""
     network = Network.load(name)
     for conversion, without in CONVERSIONS.items():
@@ -149,14 +151,17 @@ def rows(name: str, share: float, ways: Sequence[str], steps: int, folder: Path)
     for way in ways:
         options = WAYS[way]
         output = folder / "out.onnx"
-        settings = Settings(steps=steps, batch=BATCH, threads=THREADS, **options)
-        start = perf_counter()
+        settings = Settings(steps=steps, batch=BATCH, threads=threads, **options)
+        start = perf_counter(), process_time()
         found = finetune(student, output, teacher=network.path, settings=settings)
-        took = round(perf_counter() - start, 1)
+        took = perf_counter() - start[0], process_time() - start[1]
         yield {
             **about,
             "way": way,
-            "seconds": took,
+            "seconds": round(took[0], 1),
+            "cpu_seconds": round(took[1], 1),
+            "threads": threads,
+            "temperature": settings.temperature,
             "loss": found.loss,
             "steps": found.n_steps,
             "best_step": found.best_step,
@@ -181,6 +186,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=tuple(WAYS))
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--folder", type=Path, help="Keeps the conversions.")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "distillation.json")
     arguments = parser.parse_args()
@@ -188,10 +194,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         for name, share in product(arguments.networks, arguments.shares):
-            for row in rows(name, share, arguments.ways, arguments.steps, folder):
+            for row in rows(name, share, arguments.ways, arguments.steps, arguments.threads, folder):
                 found.append(row)
                 print(line(row), flush=True)
-                machine = environment(THREADS) | {"torch": version("torch")}
+                machine = environment(arguments.threads) | {"torch": version("torch")}
                 result = {"environment": machine, "rows": found}
                 arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
