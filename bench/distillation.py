@@ -5,9 +5,10 @@
 
 A network is converted to a share of its MACs: from weights alone, fitted to data, and recovered. The last is
 fine-tuned towards the original, without labels: on the 512 samples it was fitted to, or on all other training
-images, mirrored and shifted; and with labels in addition. Conversion measures on 1,000 test images, training
-sees none. Accuracy is that on all 10,000 test images, with the standard error of the paired difference to the
-original. Conversions that stand in the folder are not made again.
+images, mirrored and shifted; there also towards what the original of each replaced layer puts out; and with
+labels in addition. Conversion measures on 1,000 test images, training sees none. Accuracy is that on all
+10,000 test images, with the standard error of the paired difference to the original. Conversions that stand
+in the folder are not made again.
 """
 
 import argparse
@@ -59,6 +60,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "augmented": {
         "calibration": "bench.distillation:augmented",
         "held_out": "bench.distillation:held_out",
+    },
+    "augmented, matched": {
+        "calibration": "bench.distillation:augmented",
+        "held_out": "bench.distillation:held_out",
+        "match": ("auto",),
     },
     "augmented, labels": {
         "calibration": "bench.distillation:labelled",

@@ -320,7 +320,7 @@ def finetune(
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="What kl divides class scores by  [default: 4]")
+        float | None, typer.Option(help="What kl divides class scores by  [default: 2]")
     ] = None,
     match: Annotated[
         list[str] | None,

@@ -35,8 +35,7 @@ class Settings:
         evaluation: Samples with labels to measure quality on before and after; nothing is chosen by them.
         steps: Updates at most.
         loss: Terms of the loss, ``name`` or ``name:weight``; see `LOSSES`.
-        temperature: Scores are divided by it before a Kullback-Leibler divergence. On images that the teacher
-            is sure of, what tells it from the student is in the small probabilities, which this makes larger.
+        temperature: Scores are divided by it before a Kullback-Leibler divergence.
         match: Intermediate tensors that should come near the teacher's, ``name`` or ``name:weight``;
             ``auto`` stands for what replaced layers put out, with equal shares of its weight.
         train: ``decomposed`` (what the teacher does not hold), ``all``, or a pattern of names; None is
@@ -62,7 +61,7 @@ class Settings:
     evaluation: str | None = None
     steps: int = 1000
     loss: tuple[str, ...] = (AUTO,)
-    temperature: float = 4.0
+    temperature: float = 2.0
     match: tuple[str, ...] = ()
     train: str | None = None
     block_wise: bool = False
