@@ -59,7 +59,7 @@ class Divergence:
         ours, theirs = first_output(outputs), first_output(self._reference)
         n_classes = theirs.shape[-1]
         ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
-        logs = _log_probabilities if self._as_probabilities else _log_softmax
+        logs = log_probabilities if self._as_probabilities else log_softmax
         step, total = max(1, CHUNK // n_classes), 0.0
         for start in range(0, len(theirs), step):
             q, p = (np.asarray(a[start : start + step], np.float64) for a in (ours, theirs))
@@ -112,12 +112,14 @@ def are_probabilities(scores: Array) -> bool:
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
 
 
-def _log_softmax(rows: FloatArray) -> FloatArray:
+def log_softmax(rows: FloatArray) -> FloatArray:
+    """Return the logarithms of the softmax of each row."""
     shifted = rows - rows.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _log_probabilities(rows: FloatArray) -> FloatArray:
+def log_probabilities(rows: FloatArray) -> FloatArray:
+    """Return the logarithms of rows of probabilities, none of them infinite."""
     kept = np.maximum(rows, LEAST_PROBABILITY)
     return np.asarray(np.log(kept / kept.sum(axis=1, keepdims=True)))
 

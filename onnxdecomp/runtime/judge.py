@@ -6,7 +6,7 @@ drop.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import hypot, inf, isfinite, nan, sqrt
 
@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
+    are_probabilities,
     first_output,
     is_float,
+    log_probabilities,
+    log_softmax,
     looks_like_class_scores,
     noise_over_signal,
 )
@@ -47,6 +51,9 @@ class Drop:
         after: Score of the model.
         n_samples: Samples compared.
         counted: True where each sample is right or wrong, in whole or in parts.
+        believed: What is lost by what the original believes of the classes (`Beliefs`); None where it is not
+            known.
+        believed_error: Standard error of that over the choice of the samples.
     """
 
     value: float
@@ -55,6 +62,19 @@ class Drop:
     after: float
     n_samples: int
     counted: bool = False
+    believed: float | None = None
+    believed_error: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """What is lost at the most, within a standard error: by labels, or by beliefs where they say less.
+
+        Beliefs are somewhat too high themselves, and never count less than what was measured.
+        """
+        by_labels = self.value + self.standard_error
+        if self.believed is None:
+            return by_labels
+        return min(by_labels, max(self.value, self.believed + self.believed_error))
 
     def upper(self, z: float = 1.64) -> float:
         """Return what the drop over all samples there could be stays below: at 95 % for z = 1.64.
@@ -73,6 +93,9 @@ class Drop:
         """Return the drop over these samples and those of another part of the data together."""
         n = self.n_samples + other.n_samples
         own, theirs = self.n_samples / n, other.n_samples / n
+        believed = None
+        if self.believed is not None and other.believed is not None:
+            believed = own * self.believed + theirs * other.believed
         return Drop(
             own * self.value + theirs * other.value,
             hypot(own * self.standard_error, theirs * other.standard_error),
@@ -80,6 +103,8 @@ class Drop:
             own * self.after + theirs * other.after,
             n,
             self.counted,
+            believed,
+            hypot(own * self.believed_error, theirs * other.believed_error),
         )
 
     @property
@@ -157,15 +182,37 @@ class Judge:
     def _drop_of_means(self, outputs: Outputs) -> Drop:
         after = self._scores(outputs)  # (n,)
         lost = self._scores_before - after  # (n,)
-        error = float(lost.std()) / sqrt(self.n_samples)
-        return Drop(
-            float(lost.mean()),
-            error,
+        drop = Drop(
+            *self._mean(lost),
             float(self._scores_before.mean()),
             float(after.mean()),
             self.n_samples,
             counted=self._measure.unit == "share",
         )
+        if self._beliefs is None:
+            return drop
+        chosen = np.where(self._broken(outputs), -1, np.argmax(first_output(outputs), axis=1))
+        believed, error = self._mean(self._beliefs.lost(chosen))
+        return replace(drop, believed=believed, believed_error=error)
+
+    def _mean(self, lost: FloatArray) -> tuple[float, float]:
+        """Return the mean over samples, and its standard error."""
+        return float(lost.mean()), float(lost.std()) / sqrt(self.n_samples)
+
+    @cached_property
+    def _beliefs(self) -> Beliefs | None:
+        """What the original believes of the classes, where there are labels of them."""
+        scores, labels = first_output(self._reference), self._labels
+        if (
+            self._measure.name != "top1"
+            or np.ndim(scores) != 2
+            or not looks_like_class_scores(self._reference)
+        ):
+            return None
+        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+            return None
+        logs = log_probabilities if are_probabilities(scores) else log_softmax
+        return Beliefs(logs(np.asarray(scores, np.float64)), labels)
 
     def _drop_of_noise(self, outputs: Outputs) -> Drop:
         if np.any(self._broken(outputs)):

@@ -202,8 +202,8 @@ class Search:
         """Return the cheapest choice found that holds on samples it was not chosen on.
 
         There it must not lose more than the budget, and over all samples together not more with the standard
-        error added. What is tried after a choice that does not hold is predicted to lose as much less as that
-        one loses too much; after one that does, what is expected to use up the budget.
+        error added (`Drop.bound`). What is tried after a choice that does not hold is predicted to lose as
+        much less as that one loses too much; after one that does, what is expected to use up the budget.
         """
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
         looks: list[Look] = []
@@ -223,8 +223,7 @@ class Search:
         if not self._recovers_looks:
             pick = self._recovered(pick)
         drop = self._trials.confirmed_with(pick.replaced)
-        whole = drop.pooled(pick.drop)
-        return replace(pick, drop=drop), max(drop.value, whole.value + whole.standard_error)
+        return replace(pick, drop=drop), max(drop.value, drop.pooled(pick.drop).bound)
 
     def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:
         """Return the cheapest choice found that holds as this one does, if it leaves much of the budget."""

@@ -3,13 +3,17 @@
 A loss of accuracy is counted in whole samples: a few thousand tell one point from two, not from 1.2. How far
 the outputs moved is known with far less noise, and where it is small accuracy falls in proportion to it. So
 the ratio of the two is estimated from all choices evaluated on the same samples, those with about the same
-divergence most, and a choice is judged by its divergence times that ratio.
+divergence most, and a choice is judged by its divergence times that ratio. Where the original's own
+probabilities say what is lost (`runtime.beliefs`), the two are averaged, each as far as it is known.
 """
 
 from dataclasses import dataclass, field
-from math import exp, isfinite, log
+from math import exp, hypot, isfinite, log
 
 from onnxdecomp.runtime.judge import Drop
+
+BELIEF_DOUBT = 0.2
+"""By what share the original's probabilities may be wrong about a loss."""
 
 REACH = 1.0
 """Choices whose divergence differs by this factor of e count 0.6 times as much as those with the same."""
@@ -32,7 +36,18 @@ class Evidence:
             self._seen.append((divergence, drop))
 
     def expected(self, drop: Drop, divergence: float) -> tuple[float, float]:
-        """Return what an evaluated choice is expected to lose, and the standard error of that.
+        """Return what an evaluated choice is expected to lose, and the standard error of that."""
+        value, error = self._by_labels(drop, divergence)
+        if drop.believed is None or not (isfinite(value) and isfinite(error)):
+            return value, error
+        doubt = hypot(drop.believed_error, BELIEF_DOUBT * drop.believed)
+        if not (error > 0 and doubt > 0):
+            return value, error
+        own, theirs = error**-2, doubt**-2
+        return (own * value + theirs * drop.believed) / (own + theirs), (own + theirs) ** -0.5
+
+    def _by_labels(self, drop: Drop, divergence: float) -> tuple[float, float]:
+        """Return the same from labels and divergences alone.
 
         Errors of choices count as if they were the same error, since the samples are the same ones.
         """

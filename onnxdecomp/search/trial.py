@@ -179,7 +179,7 @@ class Trials:
             drop, divergence = self._measured(self.build(replaced))
             return {**asdict(drop), "divergence": divergence}
 
-        found: dict[str, Any] = dict(self.memory.number(f"compared-{self.metric.name}", replaced, measure))
+        found: dict[str, Any] = dict(self.memory.number(f"looked-{self.metric.name}", replaced, measure))
         divergence = found.pop("divergence")
         self._evidence.add(Drop(**found), divergence)
         return Drop(**found), divergence
@@ -204,7 +204,7 @@ class Trials:
         def measure() -> dict[str, Any]:
             return asdict(self.confirmed(self.build(replaced)))
 
-        return Drop(**self.memory.number(f"confirmed-{self.metric.name}", replaced, measure))
+        return Drop(**self.memory.number(f"drop-{self.metric.name}", replaced, measure))
 
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
         batch = _batch_of(samples)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import inf, nan, sqrt
 
 import numpy as np
@@ -408,3 +409,37 @@ def test_parts_pooled_are_what_all_samples_together_show():
     pooled, whole = drops[0].pooled(drops[1]), drops[2]
     assert (pooled.value, pooled.before, pooled.n_samples) == pytest.approx((whole.value, whole.before, 300))
     assert pooled.standard_error == pytest.approx(whole.standard_error, rel=0.02)
+
+
+def test_top1_of_scores_says_what_the_original_believes():
+    reference, labels = 3 * normal(500, N_CLASSES), np.random.default_rng(1).integers(0, N_CLASSES, 500)
+    changed = reference + normal(500, N_CLASSES, seed=2)
+    found = drop("top1", changed, reference, labels)
+    assert found.believed is not None
+    assert found.believed > 0 < found.believed_error < found.standard_error
+    assert drop("top1", reference, reference, labels).believed == 0
+    assert drop("agreement", changed, reference).believed is None
+
+
+def test_a_broken_output_is_believed_to_be_wrong():
+    reference, labels = 5 * one_hot(np.arange(40) % N_CLASSES), np.arange(40) % N_CLASSES
+    broken = reference.copy()
+    broken[:10] = nan
+    found = drop("top1", broken, reference, labels)
+    assert found.believed == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_bound_is_never_less_than_what_was_measured():
+    by_labels = Drop(0.01, 0.003, 1.0, 0.99, 1000)
+    assert by_labels.bound == pytest.approx(0.013)
+    assert replace(by_labels, believed=0.011, believed_error=0.001).bound == pytest.approx(0.012)
+    assert replace(by_labels, believed=0.002, believed_error=0.001).bound == pytest.approx(0.01)
+    assert replace(by_labels, believed=0.02, believed_error=0.001).bound == pytest.approx(0.013)
+
+
+def test_beliefs_are_pooled_where_both_are_known():
+    one = Drop(0.01, 0.003, 1.0, 0.99, 1000, believed=0.02, believed_error=0.001)
+    whole = one.pooled(replace(one, n_samples=3000, believed=0.04))
+    assert whole.believed == pytest.approx(0.035)
+    assert whole.believed_error == pytest.approx(0.001 * sqrt(0.25**2 + 0.75**2))
+    assert one.pooled(replace(one, believed=None)).believed is None

@@ -1,12 +1,13 @@
 """Drops expected from divergences, over simulated choices."""
 
-from math import inf, isclose, nan
+from dataclasses import replace
+from math import hypot, inf, isclose, nan
 
 import numpy as np
 import pytest
 
 from onnxdecomp.runtime.judge import Drop
-from onnxdecomp.search.evidence import Evidence
+from onnxdecomp.search.evidence import BELIEF_DOUBT, Evidence
 
 RATIO = 0.5
 """Drop over divergence of the simulated network."""
@@ -69,3 +70,17 @@ def test_metrics_that_do_not_fall_in_proportion_are_not_pooled():
     evidence = Evidence(pooled=False)
     evidence.add(drop(0.05, 0.01), 0.02)
     assert evidence.expected(drop(0.01, 0.003), 0.02) == (0.01, 0.003)
+
+
+def test_what_the_original_believes_is_averaged_with_what_labels_say():
+    evidence = Evidence(pooled=True)
+    doubtful = replace(drop(0.01, 0.003), believed=0.006, believed_error=0.001)
+    evidence.add(doubtful, 0.02)
+    value, error = evidence.expected(doubtful, 0.02)
+    assert 0.006 < value < 0.008
+    assert error < hypot(0.001, BELIEF_DOUBT * 0.006)
+
+
+@pytest.mark.parametrize("certain", [drop(0.01, 0.0), replace(drop(0.01, 0.003), believed=0.0)])
+def test_what_is_certain_is_not_averaged(certain):
+    assert Evidence(pooled=False).expected(certain, 0.02) == (certain.value, certain.standard_error)
