@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 Source = str | Path | onnx.ModelProto
 
+_Tensor = tuple[int, tuple[int, ...] | None]
+"""Element type and sizes of an input or output: 0 for one that is not fixed, None where none is known."""
+
 NO_TORCH = (
     "fine-tuning needs torch: install onnxdecomp[finetune], after 'pip install torch==2.13.0' from an index "
     "of CPU builds where no GPU is wanted."
@@ -206,33 +209,43 @@ def _check_interface(model: Model, original: Model) -> None:
     """Refuse a teacher that takes or puts out something else.
 
     Raises:
-        UsageError: Names or element types differ, or the number of axes.
+        UsageError: Names or element types differ, the number of axes, or sizes behind the first axis.
     """
     for kind in ("input", "output"):
         ours, theirs = (_interface(proto, kind) for proto in (model.proto, original.proto))
-        if ours != theirs:
+        if ours.keys() != theirs.keys() or any(not _are_alike(ours[name], theirs[name]) for name in ours):
             raise UsageError(
                 f"the teacher has other {kind}s than the student: {_listed(theirs)} and not "
                 f"{_listed(ours)}; give the model that the student was made from"
             )
 
 
-def _interface(proto: onnx.ModelProto, kind: str) -> dict[str, tuple[int, int]]:
-    """Return element type and number of axes of each input or output; -1 where these are not known."""
+def _interface(proto: onnx.ModelProto, kind: str) -> dict[str, _Tensor]:
+    """Return the inputs or outputs by name."""
     held = {tensor.name for tensor in proto.graph.initializer} if kind == "input" else set()
     found = {}
     for value in getattr(proto.graph, kind):
         tensor = value.type.tensor_type
         if value.name not in held:
-            found[value.name] = tensor.elem_type, len(tensor.shape.dim) if tensor.HasField("shape") else -1
+            sizes = tuple(axis.dim_value for axis in tensor.shape.dim) if tensor.HasField("shape") else None
+            found[value.name] = tensor.elem_type, sizes
     return found
 
 
-def _listed(interface: Mapping[str, tuple[int, int]]) -> str:
+def _are_alike(ours: _Tensor, theirs: _Tensor) -> bool:
+    """Tell whether what is known of two tensors agrees, but for the number of samples."""
+    if ours[0] != theirs[0] or ours[1] is None or theirs[1] is None:
+        return ours == theirs
+    known = zip(ours[1][1:], theirs[1][1:], strict=False)
+    return len(ours[1]) == len(theirs[1]) and all(one == other for one, other in known if one and other)
+
+
+def _listed(interface: Mapping[str, _Tensor]) -> str:
     texts = []
-    for name, (kind, n_axes) in interface.items():
+    for name, (kind, sizes) in interface.items():
         element = onnx.TensorProto.DataType.Name(kind).lower()
-        texts.append(f"{name} ({element}{f' of {n_axes} axes' if n_axes >= 0 else ''})")
+        shape = "" if sizes is None else " [" + ", ".join(str(size or "?") for size in sizes) + "]"
+        texts.append(f"{name} ({element}{shape})")
     return ", ".join(texts)
 
 

@@ -272,6 +272,10 @@ def test_the_inputs_are_not_overwritten(output: str) -> None:
     ("text", "message"),
     [
         ("g (float[N,16] z) => (float[N,5] y) { y = MatMul(z, w) }", "other inputs than the student: z"),
+        (
+            "g (float[N,8] x) => (float[N,5] y) { y = MatMul(x, w) }",
+            r"other inputs than the student: x \(float \[\?, 8\]\) and not x \(float \[\?, 16\]\)",
+        ),
         ("g (float[N,16] x) => (float[N,5] u) { u = MatMul(x, w) }", "other outputs than the student: u"),
     ],
 )

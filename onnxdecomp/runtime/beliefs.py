@@ -2,7 +2,7 @@
 
 Two models differ where the original is unsure, and what a single label says there is little more than the
 toss of a coin. Its class probabilities, calibrated on all labels, say how often it is right with its own
-class and how often it would be with the other one: the expected loss, with about a third of the noise. They
+class and how often it would be with the other one: the expected loss, with a third to half of the noise. They
 do not know what the changed model may know better, so it comes out somewhat too high.
 
 Source: Guo et al., "On calibration of modern neural networks", ICML 2017, for calibrating by a temperature.
