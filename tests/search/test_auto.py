@@ -29,12 +29,13 @@ class Known:
 
     looks_are_long = False
 
-    def __init__(self, elsewhere: float, noise: float) -> None:
-        self.elsewhere, self.noise = elsewhere, noise
+    def __init__(self, elsewhere: float, noise: float, believed: float | None = None) -> None:
+        self.elsewhere, self.noise, self.believed = elsewhere, noise, believed
         self.n_compared = 0
 
     def drop(self, lost: float) -> Drop:
-        return Drop(lost, self.noise, 1.0, 1.0 - lost, 1000)
+        believed = None if self.believed is None else self.believed * lost
+        return Drop(lost, self.noise, 1.0, 1.0 - lost, 1000, believed=believed)
 
     def compared(self, replaced):
         self.n_compared += 1
@@ -47,8 +48,8 @@ class Known:
         return self.drop(self.elsewhere * sum(replaced.values()))
 
 
-def found(*, max_drop=0.1, predicted=1.0, elsewhere=1.0, noise=0.0, n_layers=6):
-    trials = Known(elsewhere, noise)
+def found(*, max_drop=0.1, predicted=1.0, elsewhere=1.0, noise=0.0, believed=None, n_layers=6):
+    trials = Known(elsewhere, noise, believed)
     search = Search([ballot(layer, predicted) for layer in range(n_layers)], trials, steps=())
     return search.within_drop(max_drop), trials
 
@@ -79,6 +80,14 @@ def test_the_standard_error_counts_against_a_choice():
     certain, doubtful = (found(noise=noise)[0] for noise in (0.0, 0.05))
     assert doubtful.drop.value < certain.drop.value
     assert doubtful.cost > certain.cost
+
+
+def test_beliefs_count_where_labels_are_in_doubt_but_never_against_them():
+    alone, beside = (found(noise=0.05, believed=believed)[0] for believed in (None, 1.05))
+    assert beside.cost < alone.cost
+    assert beside.drop.value <= 0.1
+    assert found(noise=0.05, believed=3.0)[0].cost == alone.cost
+    assert found(noise=0.05, believed=0.1)[0].drop.value <= 0.1
 
 
 def test_where_nothing_holds_everything_is_kept():
