@@ -201,15 +201,12 @@ class Judge:
 
     @cached_property
     def _beliefs(self) -> Beliefs | None:
-        """What the original believes of the classes, where there are labels of them."""
+        """What the original believes of the classes, where every sample has a label of one."""
         scores, labels = first_output(self._reference), self._labels
-        if (
-            self._measure.name != "top1"
-            or np.ndim(scores) != 2
-            or not looks_like_class_scores(self._reference)
-        ):
+        is_choice = np.ndim(scores) == 2 and looks_like_class_scores(self._reference)
+        if self._measure.name != "top1" or not is_choice or labels is None:
             return None
-        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or np.min(labels) < 0:
             return None
         logs = log_probabilities if are_probabilities(scores) else log_softmax
         return Beliefs(logs(np.asarray(scores, np.float64)), labels)

@@ -419,6 +419,8 @@ def test_top1_of_scores_says_what_the_original_believes():
     assert found.believed > 0 < found.believed_error < found.standard_error
     assert drop("top1", reference, reference, labels).believed == 0
     assert drop("agreement", changed, reference).believed is None
+    labels[0] = -1  # of no class
+    assert drop("top1", changed, reference, labels).believed is None
 
 
 def test_a_broken_output_is_believed_to_be_wrong():
