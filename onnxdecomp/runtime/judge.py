@@ -206,7 +206,7 @@ class Judge:
         is_choice = np.ndim(scores) == 2 and looks_like_class_scores(self._reference)
         if self._measure.name != "top1" or not is_choice or labels is None:
             return None
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or np.min(labels) < 0:
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or int(labels.min()) < 0:
             return None
         logs = log_probabilities if are_probabilities(scores) else log_softmax
         return Beliefs(logs(np.asarray(scores, np.float64)), labels)
