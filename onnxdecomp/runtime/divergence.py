@@ -4,6 +4,8 @@ A drop in accuracy is counted in whole samples, so a few hundred do not tell sma
 outputs move does, and it needs no labels.
 """
 
+from collections.abc import Callable
+from functools import cached_property
 from math import inf, isfinite
 
 import numpy as np
@@ -40,7 +42,6 @@ class Divergence:
     def __init__(self, reference: Outputs) -> None:
         self._reference = reference
         self._as_classes = looks_like_class_scores(reference)
-        self._as_probabilities = self._as_classes and are_probabilities(first_output(reference))
 
     def of(self, outputs: Outputs) -> float:
         """Return the divergence, at least 0.
@@ -59,14 +60,17 @@ class Divergence:
         ours, theirs = first_output(outputs), first_output(self._reference)
         n_classes = theirs.shape[-1]
         ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
-        logs = log_probabilities if self._as_probabilities else log_softmax
         step, total = max(1, CHUNK // n_classes), 0.0
         for start in range(0, len(theirs), step):
             q, p = (np.asarray(a[start : start + step], np.float64) for a in (ours, theirs))
             if not np.all(np.isfinite(q) | (q == p)):
                 return inf
-            total += _kl(logs(p), logs(q))
+            total += _kl(self._logs(p), self._logs(q))
         return total / len(theirs)
+
+    @cached_property
+    def _logs(self) -> Callable[[FloatArray], FloatArray]:
+        return logs_for(first_output(self._reference))
 
     def _noise_power(self, outputs: Outputs) -> float:
         floats = [name for name, array in self._reference.items() if is_float(np.asarray(array))]
@@ -112,14 +116,18 @@ def are_probabilities(scores: Array) -> bool:
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
 
 
+def logs_for(reference: Array) -> Callable[[FloatArray], FloatArray]:
+    """Return what makes logarithms of probabilities of rows like these: of scores, or of probabilities."""
+    return _log_probabilities if are_probabilities(reference) else log_softmax
+
+
 def log_softmax(rows: FloatArray) -> FloatArray:
     """Return the logarithms of the softmax of each row."""
     shifted = rows - rows.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def log_probabilities(rows: FloatArray) -> FloatArray:
-    """Return the logarithms of rows of probabilities, none of them infinite."""
+def _log_probabilities(rows: FloatArray) -> FloatArray:
     kept = np.maximum(rows, LEAST_PROBABILITY)
     return np.asarray(np.log(kept / kept.sum(axis=1, keepdims=True)))
 

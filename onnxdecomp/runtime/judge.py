@@ -17,11 +17,9 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
-    are_probabilities,
     first_output,
     is_float,
-    log_probabilities,
-    log_softmax,
+    logs_for,
     looks_like_class_scores,
     noise_over_signal,
 )
@@ -208,8 +206,7 @@ class Judge:
             return None
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or int(labels.min()) < 0:
             return None
-        logs = log_probabilities if are_probabilities(scores) else log_softmax
-        return Beliefs(logs(np.asarray(scores, np.float64)), labels)
+        return Beliefs(logs_for(scores)(np.asarray(scores, np.float64)), labels)
 
     def _drop_of_noise(self, outputs: Outputs) -> Drop:
         if np.any(self._broken(outputs)):
