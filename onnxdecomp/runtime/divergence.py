@@ -37,10 +37,12 @@ class Divergence:
 
     Args:
         reference: Outputs of the original, samples on axis 0.
+        weights: ``(n,)``, what each sample counts for in the mean over class scores; None counts all alike,
+            1 / n each.
     """
 
-    def __init__(self, reference: Outputs) -> None:
-        self._reference = reference
+    def __init__(self, reference: Outputs, weights: FloatArray | None = None) -> None:
+        self._reference, self._weights = reference, weights
         self._as_classes = looks_like_class_scores(reference)
 
     def of(self, outputs: Outputs) -> float:
@@ -59,14 +61,17 @@ class Divergence:
     def _mean_kl(self, outputs: Outputs) -> float:
         ours, theirs = first_output(outputs), first_output(self._reference)
         n_classes = theirs.shape[-1]
+        weights = np.full(len(theirs), 1.0 / len(theirs)) if self._weights is None else self._weights
+        n_steps = max(1, theirs.size // (n_classes * len(theirs)))
+        weights = np.repeat(weights / n_steps, n_steps)
         ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
         step, total = max(1, CHUNK // n_classes), 0.0
         for start in range(0, len(theirs), step):
             q, p = (np.asarray(a[start : start + step], np.float64) for a in (ours, theirs))
             if not np.all(np.isfinite(q) | (q == p)):
                 return inf
-            total += _kl(self._logs(p), self._logs(q))
-        return total / len(theirs)
+            total += float(weights[start : start + step] @ _kl(self._logs(p), self._logs(q)))
+        return total
 
     @cached_property
     def _logs(self) -> Callable[[FloatArray], FloatArray]:
@@ -132,9 +137,9 @@ def _log_probabilities(rows: FloatArray) -> FloatArray:
     return np.asarray(np.log(kept / kept.sum(axis=1, keepdims=True)))
 
 
-def _kl(log_p: FloatArray, log_q: FloatArray) -> float:
-    """Return the sum over rows of KL(p || q), as sum of p log(p / q) - p + q: no term is below 0."""
+def _kl(log_p: FloatArray, log_q: FloatArray) -> FloatArray:
+    """Return KL(p || q) of each row, as sum of p log(p / q) - p + q: no term is below 0."""
     p, q, ratio = np.exp(log_p), np.exp(log_q), log_p - log_q
     near = p * (ratio + np.expm1(-ratio))  # keeps its digits where p and q are almost equal
     terms = np.where(np.abs(ratio) < 1, near, p * ratio + q - p)
-    return float(np.where(p > 0, np.maximum(terms, 0.0), q).sum())
+    return np.asarray(np.where(p > 0, np.maximum(terms, 0.0), q).sum(axis=1))

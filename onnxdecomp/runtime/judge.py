@@ -120,15 +120,22 @@ class Judge:
         measure: The metric.
         reference: Outputs of the original, samples on axis 0.
         labels: One for each of these samples; None where there are none. `drop` may need them.
+        weights: What each sample counts for in a divergence (`Divergence`).
 
     Raises:
         UsageError: There are not as many labels as samples, or the metric does not fit the outputs.
     """
 
-    def __init__(self, measure: Metric, reference: Outputs, labels: Array | None) -> None:
+    def __init__(
+        self,
+        measure: Metric,
+        reference: Outputs,
+        labels: Array | None,
+        weights: FloatArray | None = None,
+    ) -> None:
         self._measure, self._reference, self._labels = measure, reference, labels
         self._built_in = METRICS.get(measure.name) is measure
-        self._divergence = Divergence(reference)
+        self._divergence = Divergence(reference, weights)
         self.n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
         if not self.n_samples:
             raise UsageError("The original was run on no samples: give at least one.")

@@ -38,7 +38,7 @@ class KnownOutputs:
         max_bytes: Most memory that they may take.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES // 4) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES // 2) -> None:
         self._left_bytes = max_bytes
         self._rows: dict[Hashable, list[FloatArray]] = {}
 

@@ -73,7 +73,16 @@ def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Tria
         open_cache(config.cache), model, (parts.fit, parts.choose, parts.confirm), {"seed": config.seed}
     )
     n_macs = sum(site.layer.n_macs or 0 for target in targets for site in target.group.sites)
-    return Trials(model, parts, config.metric, config.threads, memory, n_macs=n_macs, jobs=_n_jobs(config))
+    return Trials(
+        model,
+        parts,
+        config.metric,
+        config.threads,
+        memory,
+        n_macs=n_macs,
+        jobs=_n_jobs(config),
+        seed=config.seed,
+    )
 
 
 def gathered(

@@ -13,6 +13,7 @@ from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
+from onnxdecomp.runtime.importance import draw
 from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
@@ -27,8 +28,8 @@ from onnxdecomp.search.replacement import Replacements
 MIN_SENSITIVITY_SAMPLES = 6
 """Samples that the divergence of a single layer is measured on, at the least."""
 
-SENSITIVITY_MACS = 15e9
-"""Multiply-accumulates of one such look, which bounds its time: about a quarter of a second on one core.
+SENSITIVITY_MACS = 30e9
+"""Multiply-accumulates of one such look, which bounds its time: about half a second on one core.
 
 Counted and not timed, so that the number of samples is the same in each run.
 """
@@ -37,10 +38,10 @@ BATCH, MIN_BATCHES = 8, 4
 """Samples run at once, fewer where that leaves too few batches: as fast as more on one thread, little memory,
 and something for each job to do."""
 
-LONG_LOOK = 4
+LONG_LOOK = 2
 """A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
 
-MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 32, 512, 60e9
+MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 32, 512, 300e9
 """Samples that last steps are solved on: as many as make so many multiply-accumulates in the layers of the
 original, within these bounds. Both models run once on them."""
 
@@ -56,6 +57,7 @@ class Trials:
         memory: Keeps what was measured, for the next search of the same model on the same samples.
         n_macs: Multiply-accumulates of the original on one sample.
         jobs: Batches that are run side by side where nothing is timed, each on one thread.
+        seed: Of the draw of a few samples.
 
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
@@ -79,6 +81,7 @@ class Trials:
         *,
         n_macs: int,
         jobs: int = 1,
+        seed: int = 0,
     ) -> None:
         self._model, self.threads, self.jobs = model, threads, jobs
         self.parts, self.memory = parts, memory
@@ -96,10 +99,10 @@ class Trials:
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
         self.looks_are_long = MIN_SENSITIVITY_SAMPLES * n_macs > LONG_LOOK * SENSITIVITY_MACS
-        few = np.arange(min(n_few, count(parts.choose)))
-        self._few = part(parts.choose, few)
-        self._few_reference = {name: array[few] for name, array in reference.items()}
-        self._few_judge = Judge(self.metric, self._few_reference, None)
+        few = draw(reference, n_few, seed)
+        self._few, self._few_weights = part(parts.choose, few.rows), few.weights
+        self._few_reference = {name: array[few.rows] for name, array in reference.items()}
+        self._few_judge = Judge(self.metric, self._few_reference, None, few.weights)
         self._suffix: tuple[frozenset[str], Suffix | None] = frozenset(), None
         self.known_outputs = KnownOutputs()
         self._scratch = TemporaryDirectory()
@@ -169,7 +172,7 @@ class Trials:
 
     def divergence_from(self, model: RuntimeModel) -> Callable[[RuntimeModel], float]:
         """Return what tells how far the outputs of other models are from this one's on the few samples."""
-        judge = Judge(self.metric, self._run(model, self._few), None)
+        judge = Judge(self.metric, self._run(model, self._few), None, self._few_weights)
         return lambda other: judge.divergence(self._run(other, self._few))
 
     def compared(self, replaced: Replacements) -> tuple[Drop, float]:

@@ -17,12 +17,12 @@ import numpy as np
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.weights.refit import change_ridge, ridge_solve
 
-MIN_ROUNDS, MAX_ROUNDS, MAX_FLOPS = 4, 10, 5e10
-"""Rounds: as many as make so many operations, within these bounds. Most of the gain comes from the first."""
+N_ROUNDS = 4
+"""Least-squares solutions. Further ones lower the loss, and move the output of the network no nearer."""
 
 
 def fit_through_relu(
-    patches: FloatArray, outputs: FloatArray, last: FloatArray, bias: FloatArray, n_rounds: int | None = None
+    patches: FloatArray, outputs: FloatArray, last: FloatArray, bias: FloatArray, n_rounds: int = N_ROUNDS
 ) -> tuple[FloatArray, FloatArray]:
     """Return a last step and its bias.
 
@@ -31,15 +31,12 @@ def fit_through_relu(
         outputs: ``(n, O)`` what the layer of the original puts out there, before the ReLU.
         last: ``(O, D)`` to start from.
         bias: ``(O,)``.
-        n_rounds: Least-squares solutions, the first of which takes all outputs as they are; None for as many
-            as the work allows.
+        n_rounds: Least-squares solutions, the first of which takes all outputs as they are.
 
     Returns:
         ``(O, D)`` and ``(O,)``. Work: ``4 n O D`` operations a round.
     """
     n, group, size = patches.shape
-    flops = 4 * n * last.size
-    n_rounds = n_rounds or min(MAX_ROUNDS, max(MIN_ROUNDS, int(MAX_FLOPS / flops)))
     mean = patches.mean(axis=0, dtype=np.float64)  # (G, D)
     seen = (patches - mean).astype(patches.dtype).swapaxes(0, 1)  # (G, n, D)
     moment = np.asarray(seen.swapaxes(1, 2) @ seen, np.float64) / n  # (G, D, D)

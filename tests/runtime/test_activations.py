@@ -180,6 +180,7 @@ def test_sites_that_share_a_weight_are_gathered_together():
 def test_sites_that_share_a_weight_share_the_places_too(monkeypatch):
     monkeypatch.setattr(activations, "MIN_ROWS", 100)
     monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
     text = "g (float[N, 50, 4] x) => (float[N, 50, 4] y) { p = MatMul(x, w) q = MatMul(x, w) y = Add(p, q) }"
     data = np.arange(10 * 50 * 4, dtype=np.float32).reshape(10, 50, 4)
     seen = []
@@ -193,6 +194,7 @@ def test_sites_that_share_a_weight_share_the_places_too(monkeypatch):
 def test_entries_that_are_whole_inputs_are_run_one_by_one(monkeypatch):
     monkeypatch.setattr(activations, "MIN_ROWS", 60)
     monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
     text = "g (float[T, 1, 4] x) => (float[T, 1, 3] y) { y = MatMul(x, w) }"
     moments = gather(parse(text, {"w": normal(4, 3)}), {"x": normal(20, 6, 1, 4)})["y"]
     assert 40 < moments.n_patches < 80
@@ -309,6 +311,7 @@ def test_folded_layers_read_what_they_read_before(model, samples, all_moments):
 def test_a_layer_does_not_depend_on_the_others(model, samples, all_moments, key, monkeypatch):
     monkeypatch.setattr(activations, "MIN_ROWS", 100)
     monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
     alone = [group for group in groups_of(model) if group.layer.key == key]
     together = gather(model, samples)
     assert together["c1"].n_patches < all_moments["c1"].n_patches
@@ -320,6 +323,7 @@ def test_a_layer_does_not_depend_on_the_others(model, samples, all_moments, key,
 def test_the_batch_does_not_matter(model, samples, monkeypatch, max_batch, min_rows):
     monkeypatch.setattr(activations, "MIN_ROWS", min_rows)
     monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
     expected = gather(model, samples)
     monkeypatch.setattr(activations, "MAX_BATCH", max_batch)
     assert_same_moments(gather(model, samples), expected, **CLOSE)
@@ -382,20 +386,28 @@ def test_tensors_of_one_batch_take_a_share_of_the_limit(model, samples, monkeypa
 def test_only_the_seed_chooses_the_places(model, samples, monkeypatch, seed, same):
     monkeypatch.setattr(activations, "MIN_ROWS", 50)
     monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
     expected, actual = gather(model, samples), gather(model, samples, seed=seed)
     assert (actual["c1"].second.tobytes() == expected["c1"].second.tobytes()) == same
 
 
 def test_as_many_places_are_drawn_as_stated(monkeypatch):
-    layer = conv_layer((2, 2, 3, 3), (1, 40, 40))
+    layer = conv_layer((2, 2, 3, 3), (1, 80, 80))
     model = dense_model(layer, weight_of(layer), None)
-    moments = gather(model, {"x": normal(8, 2, 40, 40)})["y"]
-    assert abs(moments.n_patches - activations.MIN_ROWS) < 8 < 8 * 38 * 38 - activations.MIN_ROWS
+    moments = gather(model, {"x": normal(8, 2, 80, 80)})["y"]
+    assert abs(moments.n_patches - activations.MIN_ROWS) < 8 < 8 * 78 * 78 - activations.MIN_ROWS
+
+
+@pytest.mark.parametrize(
+    ("size", "n_wanted"), [(1, 32_768), (576, 32_768), (1152, 36_864), (2304, 37_676), (4608, 24_000)]
+)
+def test_larger_patches_are_looked_at_as_often_as_their_moment_is_worth(size, n_wanted):
+    assert activations.n_wanted_of(size) == n_wanted
 
 
 def test_drawn_places_estimate_all_of_them():
-    layer = conv_layer((2, 2, 3, 3), (1, 40, 40), pads=(1, 1, 1, 1))
-    data = normal(8, 2, 40, 40) + np.linspace(0, 4, 40, dtype=np.float32)
+    layer = conv_layer((2, 2, 3, 3), (1, 80, 80), pads=(1, 1, 1, 1))
+    data = normal(8, 2, 80, 80) + np.linspace(0, 4, 80, dtype=np.float32)
     moments = gather(dense_model(layer, weight_of(layer)), {"x": data})["y"]
     patches = naive_patches(layer, data)
     assert moments.n_patches < len(patches) / 1.5
@@ -601,6 +613,7 @@ def test_pairs_of_all_sites_that_share_a_weight_are_summed():
 def test_pair_moments_draw_the_same_places_in_both_models(model, samples, monkeypatch):
     monkeypatch.setattr(activations, "MIN_ROWS", 200)
     monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
     (c2,) = (group for group in groups_of(model) if group.layer.key == "c2")
     pair = pair_moments(model, model, [("c2", "r1")], c2.layer, c2.layer.spec, samples)
     assert 190 < pair.n_patches < 210
