@@ -49,8 +49,8 @@ MAX_AHEAD = 3
 """Batches run side by side at most, whatever the number of jobs, for the memory they take."""
 
 MIN_ROWS, ROWS_PER_VALUE, ROWS_FLOPS = 32_768, 32, 4e11
-"""Patches looked at: this many per value of a patch and at least so many, as far as their moment takes no more
-operations than this."""
+"""Patches looked at: this many per value of a patch and at least so many, as far as their moment takes no
+more operations than this."""
 
 FEW_PER_VALUE, MAX_FEW = 8, 24_000
 """And so many per value where it would, up to this many. Four times as many patches of the same images lower

@@ -7,8 +7,8 @@ what it is. Drawn by the square root of what is not given to the likeliest class
 150 to 600 that are drawn alike (measured on `vgg_cifar`, `resnet20_cifar`, `cifar10_keras` and `char36`).
 
 Source: Horvitz and Thompson, "A generalization of sampling without replacement from a finite universe",
-Journal of the American Statistical Association 47 (1952), for the weights; Madow, "On the theory of systematic
-sampling, II", Annals of Mathematical Statistics 20 (1949), for the draw.
+Journal of the American Statistical Association 47 (1952), for the weights; Madow, "On the theory of
+systematic sampling, II", Annals of Mathematical Statistics 20 (1949), for the draw.
 """
 
 from dataclasses import dataclass
