@@ -41,8 +41,8 @@ MAX_OPTIONS, MAX_OPTIONS_OF_LARGE = 24, 12
 """Options of a layer, and of one in a model whose runs are long."""
 
 MIN_FITTED, MAX_FITTED_MACS = 6, 3e10
-"""Candidates of a layer that are fitted: so many or half of its options at the least, or as many as take
-this work, counted alike."""
+"""Candidates of a layer that are fitted: so many or three quarters of its options at the least, or as many as
+take this work, counted alike."""
 
 TIMED_FOR_EACH = 2
 """Candidates that are timed for each that is fitted."""
@@ -218,7 +218,7 @@ def _timed(
 def _n_kept(layer: Layer, max_options: int) -> int:
     """Return how many candidates of a layer are worth fitting."""
     affordable = min(int(MAX_FITTED_MACS / _work([layer])), max_options)
-    return max(MIN_FITTED, max_options // 2, affordable)
+    return max(MIN_FITTED, (3 * max_options) // 4, affordable)
 
 
 def _thinned(found: list[T], n_kept: int) -> list[T]:

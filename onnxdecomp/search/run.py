@@ -30,7 +30,7 @@ from onnxdecomp.weights.moments import Moments
 LATENCY_AIM = 0.95
 """Share of a latency to be reached that the choice aims at: a run takes some time between its nodes too."""
 
-LEAST_MAX_OPTIONS, VARIANT_BYTES = 8, 2**30
+LEAST_MAX_OPTIONS, VARIANT_BYTES = 8, 5 * 2**29
 """Options of each layer in a model so large that as many copies of it as options take more than this."""
 
 BARELY_FASTER = 0.999
