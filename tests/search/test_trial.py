@@ -8,6 +8,7 @@ from onnxdecomp.config import Config
 from onnxdecomp.graph.find import find_layers
 from onnxdecomp.graph.io import load
 from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.importance import unsureness
 from onnxdecomp.search import trial
 from onnxdecomp.search.run import open_trials
 from onnxdecomp.search.track import watched
@@ -23,6 +24,7 @@ def opened(tmp_path):
     path, samples = tmp_path / "in.onnx", tmp_path / "x.npz"
     onnx.save(network(), path)
     images = np.random.default_rng(3).standard_normal((N_SAMPLES, 16, 12, 12))
+    images[::2] *= 40.0  # of these the network is sure
     np.savez(samples, x=images.astype(np.float32))
     config = Config(calibration=str(samples), cache="none", jobs=2)
     model = load(path)
@@ -70,3 +72,21 @@ def test_every_run_of_a_model_is_a_step_of_progress(opened):
             trials.divergence({})
         trials.compared({})
     assert seen == [("searching", 0), ("searching", 1), ("searching", 2), "closed"]
+
+
+def test_the_samples_of_a_look_are_those_the_original_is_unsure_of(monkeypatch, opened):
+    n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
+    monkeypatch.setattr(trial, "SENSITIVITY_MACS", 8 * n_macs)
+    seen = []
+
+    def kept(model, samples, **options):
+        outputs = outputs_over(model, samples, **options)
+        seen.append(unsureness(outputs))
+        return outputs
+
+    monkeypatch.setattr(trial, "outputs_over", kept)
+    with opened() as trials:
+        trials.divergence({})
+    of_all, of_few = seen[0], seen[-1]
+    assert (len(of_all), len(of_few)) == (24, 8)
+    assert of_few.mean() > 1.1 * of_all.mean()
