@@ -5,7 +5,7 @@ uncertain. A broken output, NaN or infinite where the original's is not, counts 
 drop.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import hypot, inf, isfinite, nan, sqrt
@@ -49,7 +49,7 @@ class Drop:
         after: Score of the model.
         n_samples: Samples compared.
         counted: True where each sample is right or wrong, in whole or in parts.
-        believed: What is lost by what the two models believe of the classes (`Beliefs`); None where it is not
+        believed: What is lost by what the original believes of the classes (`Beliefs`); None where it is not
             known.
         believed_error: Standard error of that over the choice of the samples.
     """
@@ -67,7 +67,7 @@ class Drop:
     def bound(self) -> float:
         """What is lost at the most, within a standard error: by labels, or by beliefs where they say less.
 
-        Beliefs never count less than what was measured.
+        Beliefs are somewhat too high themselves, and never count less than what was measured.
         """
         by_labels = self.value + self.standard_error
         if self.believed is None:
@@ -196,8 +196,8 @@ class Judge:
         )
         if self._beliefs is None:
             return drop
-        logs = self._logs(np.asarray(first_output(outputs), np.float64))
-        believed, error = self._beliefs.lost(logs, self._broken(outputs))
+        chosen = np.where(self._broken(outputs), -1, np.argmax(first_output(outputs), axis=1))
+        believed, error = self._mean(self._beliefs.lost(chosen))
         return replace(drop, believed=believed, believed_error=error)
 
     def _mean(self, lost: FloatArray) -> tuple[float, float]:
@@ -206,18 +206,14 @@ class Judge:
 
     @cached_property
     def _beliefs(self) -> Beliefs | None:
-        """What models believe of the classes, where every sample has a label of one."""
+        """What the original believes of the classes, where every sample has a label of one."""
         scores, labels = first_output(self._reference), self._labels
         is_choice = np.ndim(scores) == 2 and looks_like_class_scores(self._reference)
         if self._measure.name != "top1" or not is_choice or labels is None:
             return None
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or int(labels.min()) < 0:
             return None
-        return Beliefs(self._logs(np.asarray(scores, np.float64)), labels)
-
-    @cached_property
-    def _logs(self) -> Callable[[FloatArray], FloatArray]:
-        return logs_for(first_output(self._reference))
+        return Beliefs(logs_for(scores)(np.asarray(scores, np.float64)), labels)
 
     def _drop_of_noise(self, outputs: Outputs) -> Drop:
         if np.any(self._broken(outputs)):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.runtime.beliefs import MAX_WEIGHT, Beliefs
+from onnxdecomp.runtime.beliefs import TEMPERATURES, Beliefs
 from onnxdecomp.runtime.divergence import log_softmax
 
 N_CLASSES, N_SAMPLES = 10, 4000
@@ -19,52 +19,37 @@ def simulated(rng, temperature=1.0):
     return temperature * scores, labels
 
 
-def drop_by_labels(scores, changed, labels) -> float:
-    return np.mean(np.argmax(scores, axis=1) == labels) - np.mean(np.argmax(changed, axis=1) == labels)
-
-
-def intact(scores):
-    return np.zeros(len(scores), bool)
-
-
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_the_temperature_is_found(temperature):
-    found = Beliefs(*simulated(np.random.default_rng(0), temperature)).weight
-    assert found == pytest.approx(1 / temperature, rel=0.05)
+    found = Beliefs(*simulated(np.random.default_rng(0), temperature)).temperature
+    assert found == pytest.approx(temperature, rel=0.05)
 
 
-@pytest.mark.parametrize("known_better", [0.0, 0.5])
-def test_the_loss_is_that_by_labels_with_less_noise(known_better):
-    rng, by_labels, believed, errors = np.random.default_rng(0), [], [], []
+def test_the_loss_is_that_by_labels_with_less_noise():
+    rng, by_labels, believed = np.random.default_rng(0), [], []
     for _ in range(40):
-        truth, labels = simulated(rng)
-        noise = rng.standard_normal(truth.shape)
-        scores = truth + known_better * noise  # of this noise the changed model is free
-        changed = truth + (0.5 + known_better) * rng.standard_normal(truth.shape)
-        by_labels.append(drop_by_labels(scores, changed, labels))
-        found, error = Beliefs(scores, labels).lost(changed, intact(scores))
-        believed.append(found)
-        errors.append(error)
+        scores, labels = simulated(rng)
+        chosen = np.argmax(scores + 0.5 * rng.standard_normal(scores.shape), axis=1)
+        by_labels.append(np.mean(np.argmax(scores, axis=1) == labels) - np.mean(chosen == labels))
+        believed.append(np.mean(Beliefs(scores, labels).lost(chosen)))
     assert np.mean(believed) == pytest.approx(np.mean(by_labels), abs=3 * np.std(by_labels) / np.sqrt(40))
-    assert np.std(believed) < 0.6 * np.std(by_labels)
-    assert np.mean(errors) == pytest.approx(np.std(believed), rel=0.35)
+    assert np.std(believed) < 0.5 * np.std(by_labels)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(2, 6), st.integers(1, 30), st.integers(0, 1000))
-def test_the_same_scores_lose_nothing_and_broken_ones_all(n_classes, n, seed):
+def test_the_own_class_loses_nothing_and_none_gains(n_classes, n, seed):
     rng = np.random.default_rng(seed)
     scores, labels = rng.standard_normal((n, n_classes)), rng.integers(0, n_classes, n)
     beliefs = Beliefs(scores, labels)
-    assert abs(beliefs.weight) <= MAX_WEIGHT
-    assert beliefs.lost(scores, intact(scores)) == (0.0, 0.0)
-    found, error = beliefs.lost(rng.standard_normal(scores.shape), intact(scores))
-    assert np.isfinite(found)
-    assert np.isfinite(error)
-    assert beliefs.lost(np.full(scores.shape, np.nan), ~intact(scores))[0] > 0
+    assert TEMPERATURES[0] <= beliefs.temperature <= TEMPERATURES[1]
+    assert np.all(beliefs.lost(np.argmax(scores, axis=1)) == 0)
+    assert np.all(beliefs.lost(rng.integers(0, n_classes, n)) >= 0)
+    assert np.all(beliefs.lost(np.full(n, -1)) >= 1 / n_classes - 1e-12)
 
 
 def test_a_class_that_was_ruled_out_may_be_the_right_one():
     scores = np.array([[0.0, -np.inf], [1.0, 0.0], [0.0, 2.0]])
-    changed = np.array([[-np.inf, 0.0], [0.0, 1.0], [0.0, 2.0]])
-    assert np.all(np.isfinite(Beliefs(scores, np.array([1, 0, 1])).lost(changed, intact(scores))))
+    lost = Beliefs(scores, np.array([1, 0, 1])).lost(np.array([1, 1, 1]))
+    assert np.all(np.isfinite(lost))
+    assert lost[2] == 0 < lost[1]
