@@ -4,8 +4,8 @@ Where the original is sure of its answer a small change moves the probabilities 
 samples are like that: a few unsure ones make most of the divergence, and by how many of them a small draw
 happens to have it is off. So unsure samples are drawn more often and count less each, which leaves the mean
 what it is. Drawn by the square root of what is not given to the likeliest class, 100 samples tell as much as
-150 to 600 that are drawn alike where a loss is small (`vgg_cifar`, `resnet20_cifar`, `cifar10_keras`, `char36`),
-and about as much as 100 where it is large.
+150 to 600 that are drawn alike where a loss is small (measured on `vgg_cifar`, `resnet20_cifar`,
+`cifar10_keras` and `char36`), and about as much as 100 where it is large.
 
 Source: Horvitz and Thompson, "A generalization of sampling without replacement from a finite universe",
 Journal of the American Statistical Association 47 (1952), for the weights; Madow, "On the theory of
