@@ -53,8 +53,9 @@ MIN_ROWS, ROWS_PER_VALUE, ROWS_FLOPS = 32_768, 32, 4e11
 more operations than this."""
 
 FEW_PER_VALUE, MAX_FEW = 8, 24_000
-"""And so many per value where it would, up to this many. Four times as many patches of the same images lower
-the divergence of `vgg_cifar` by a tenth after its last steps are fitted to them."""
+"""But this many per value at the least, up to so many, whatever their moment takes. Four times as many
+patches of the same images lower the divergence of `vgg_cifar` by a tenth after its last steps are fitted to
+them."""
 
 MAX_BYTES = 1 << 30
 """Limit of the sums that grow during one pass over the samples."""

@@ -60,11 +60,11 @@ class Divergence:
 
     def _mean_kl(self, outputs: Outputs) -> float:
         ours, theirs = first_output(outputs), first_output(self._reference)
-        n_classes = theirs.shape[-1]
-        weights = np.full(len(theirs), 1.0 / len(theirs)) if self._weights is None else self._weights
-        n_steps = max(1, theirs.size // (n_classes * len(theirs)))
-        weights = np.repeat(weights / n_steps, n_steps)
+        n_samples, n_classes = len(theirs), theirs.shape[-1]
         ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
+        n_steps = len(theirs) // n_samples
+        weights = np.full(n_samples, 1.0 / n_samples) if self._weights is None else self._weights
+        weights = np.repeat(weights / n_steps, n_steps)
         step, total = max(1, CHUNK // n_classes), 0.0
         for start in range(0, len(theirs), step):
             q, p = (np.asarray(a[start : start + step], np.float64) for a in (ours, theirs))

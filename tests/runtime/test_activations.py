@@ -31,6 +31,13 @@ def groups_of(proto: onnx.ModelProto) -> list[LayerGroup]:
     return find_layers(load(proto)).groups
 
 
+def look_at(n_patches: int, monkeypatch) -> None:
+    """Let as many patches of every layer be looked at, whatever its size."""
+    monkeypatch.setattr(activations, "MIN_ROWS", n_patches)
+    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
+    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+
+
 def gather(proto: onnx.ModelProto, samples: dict, **options) -> dict[str, Moments]:
     return gather_moments(proto, groups_of(proto), samples, **options)
 
@@ -178,9 +185,7 @@ def test_sites_that_share_a_weight_are_gathered_together():
 
 
 def test_sites_that_share_a_weight_share_the_places_too(monkeypatch):
-    monkeypatch.setattr(activations, "MIN_ROWS", 100)
-    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
-    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+    look_at(100, monkeypatch)
     text = "g (float[N, 50, 4] x) => (float[N, 50, 4] y) { p = MatMul(x, w) q = MatMul(x, w) y = Add(p, q) }"
     data = np.arange(10 * 50 * 4, dtype=np.float32).reshape(10, 50, 4)
     seen = []
@@ -192,9 +197,7 @@ def test_sites_that_share_a_weight_share_the_places_too(monkeypatch):
 
 
 def test_entries_that_are_whole_inputs_are_run_one_by_one(monkeypatch):
-    monkeypatch.setattr(activations, "MIN_ROWS", 60)
-    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
-    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+    look_at(60, monkeypatch)
     text = "g (float[T, 1, 4] x) => (float[T, 1, 3] y) { y = MatMul(x, w) }"
     moments = gather(parse(text, {"w": normal(4, 3)}), {"x": normal(20, 6, 1, 4)})["y"]
     assert 40 < moments.n_patches < 80
@@ -309,9 +312,7 @@ def test_folded_layers_read_what_they_read_before(model, samples, all_moments):
 
 @pytest.mark.parametrize("key", SIZES)
 def test_a_layer_does_not_depend_on_the_others(model, samples, all_moments, key, monkeypatch):
-    monkeypatch.setattr(activations, "MIN_ROWS", 100)
-    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
-    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+    look_at(100, monkeypatch)
     alone = [group for group in groups_of(model) if group.layer.key == key]
     together = gather(model, samples)
     assert together["c1"].n_patches < all_moments["c1"].n_patches
@@ -321,9 +322,7 @@ def test_a_layer_does_not_depend_on_the_others(model, samples, all_moments, key,
 @pytest.mark.parametrize("max_batch", [1, 7, 64])
 @pytest.mark.parametrize("min_rows", [100, 4096])
 def test_the_batch_does_not_matter(model, samples, monkeypatch, max_batch, min_rows):
-    monkeypatch.setattr(activations, "MIN_ROWS", min_rows)
-    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
-    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+    look_at(min_rows, monkeypatch)
     expected = gather(model, samples)
     monkeypatch.setattr(activations, "MAX_BATCH", max_batch)
     assert_same_moments(gather(model, samples), expected, **CLOSE)
@@ -384,9 +383,7 @@ def test_tensors_of_one_batch_take_a_share_of_the_limit(model, samples, monkeypa
 
 @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
 def test_only_the_seed_chooses_the_places(model, samples, monkeypatch, seed, same):
-    monkeypatch.setattr(activations, "MIN_ROWS", 50)
-    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
-    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+    look_at(50, monkeypatch)
     expected, actual = gather(model, samples), gather(model, samples, seed=seed)
     assert (actual["c1"].second.tobytes() == expected["c1"].second.tobytes()) == same
 
@@ -611,9 +608,7 @@ def test_pairs_of_all_sites_that_share_a_weight_are_summed():
 
 
 def test_pair_moments_draw_the_same_places_in_both_models(model, samples, monkeypatch):
-    monkeypatch.setattr(activations, "MIN_ROWS", 200)
-    monkeypatch.setattr(activations, "ROWS_PER_VALUE", 0)
-    monkeypatch.setattr(activations, "FEW_PER_VALUE", 0)
+    look_at(200, monkeypatch)
     (c2,) = (group for group in groups_of(model) if group.layer.key == "c2")
     pair = pair_moments(model, model, [("c2", "r1")], c2.layer, c2.layer.spec, samples)
     assert 190 < pair.n_patches < 210
