@@ -107,12 +107,16 @@ def _cpu_flags() -> set[str]:
 
 
 def _cpu_name() -> str:
+    """Return the name of this processor; under a hypervisor generations share one, so family and model too."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if found:
-            return found.group(1).strip()
-    return platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    name, family, model = (
+        found.group(1).strip() if (found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)) else None
+        for key in ("model name", "cpu family", "model")
+    )
+    if name is None:
+        return platform.processor() or platform.machine()
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def _version(package: str) -> str:
