@@ -101,22 +101,22 @@ def _cpu_features() -> dict[str, bool]:
 
 def _cpu_flags() -> set[str]:
     """Return what Linux says this processor can do: more than numpy asks for."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^flags\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
-    return set(found.group(1).split()) if found else set()
+    return set((_cpu_info("flags") or "").split())
 
 
 def _cpu_name() -> str:
-    """Return the name of this processor; under a hypervisor generations share one, so family and model too."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    name, family, model = (
-        found.group(1).strip() if (found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)) else None
-        for key in ("model name", "cpu family", "model")
-    )
+    """Return the name of this processor, and family and model: under a hypervisor generations share names."""
+    name, family, model = map(_cpu_info, ("model name", "cpu family", "model"))
     if name is None:
         return platform.processor() or platform.machine()
     return f"{name} (family {family}, model {model})" if family and model else name
+
+
+def _cpu_info(key: str) -> str | None:
+    """Return what Linux says of its first processor under a key."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(rf"^{key}\s*:(.*)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found.group(1).strip() if found else None
 
 
 def _version(package: str) -> str:

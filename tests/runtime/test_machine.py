@@ -30,6 +30,21 @@ def test_channel_block_follows_the_processor(monkeypatch, features, block, name)
     assert (machine.channel_block(), machine.instruction_set()) == (block, name)
 
 
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"model name": "AMD EPYC", "cpu family": "25", "model": "17"}, "AMD EPYC (family 25, model 17)"),
+        ({"model name": "Cortex"}, "Cortex"),
+        ({}, "arm"),
+    ],
+    ids=["x86", "no family", "no name"],
+)
+def test_generations_of_a_processor_have_names_of_their_own(monkeypatch, said, name):
+    monkeypatch.setattr(machine, "_cpu_info", said.get)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "arm")
+    assert machine.environment(1)["cpu"] == machine.fingerprint()["cpu"] == name
+
+
 def test_peak_memory_remembers_what_was_freed():
     held = np.ones(64 * MIB, np.uint8)
     del held
