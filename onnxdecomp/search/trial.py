@@ -193,9 +193,13 @@ class Trials:
 
     def expected_of(self, model: RuntimeModel) -> float:
         """Return the same of a model that was made elsewhere, the standard error added."""
+        return sum(self.judged(model)[1:])
+
+    def judged(self, model: RuntimeModel) -> tuple[Drop, float, float]:
+        """Return what such a model loses where choices are made, what it is expected to, and the error."""
         drop, divergence = self._measured(model)
         self._evidence.add(drop, divergence)
-        return sum(self._evidence.expected(drop, divergence))
+        return drop, *self._evidence.expected(drop, divergence)
 
     def confirmed(self, model: RuntimeModel) -> Drop:
         """Return what a model loses on the samples that no decision was made on."""

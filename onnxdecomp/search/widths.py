@@ -17,6 +17,7 @@ from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.stored import StoredCodebook
 from onnxdecomp.ranks.knapsack import Option, choose
 from onnxdecomp.report.outcome import WeightOutcome
+from onnxdecomp.runtime.judge import Drop
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.codebooks import (
     LEAST_BITS,
@@ -31,7 +32,7 @@ from onnxdecomp.search.codebooks import (
     stored_form,
 )
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP, Goal
-from onnxdecomp.search.limit import Look, next_budget
+from onnxdecomp.search.limit import Look, meeting, next_budget
 from onnxdecomp.search.sensitivity import Curve
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.weights.cluster import curve
@@ -46,6 +47,12 @@ PROBES = (3, 5)
 MAX_LOOKS = 6
 """Choices that are evaluated to find the fewest bytes, each on all samples that decide; about three are, as a
 rule."""
+
+MAX_WEAKER = 4
+"""Choices that are tried on samples they were not made on, the cheapest first."""
+
+LARGEST_SHARE = 1 / 1.1
+"""Of what widths add that did not hold, the most that the next ones are predicted to add."""
 
 NOT_WORTH = "its bytes are not worth what any width would do to the outputs inside the budget"
 
@@ -246,24 +253,49 @@ class _Search:
     def within_drop(self, max_drop: float) -> Chosen | None:
         """Return the widths of fewest bytes found that keep a budget; None when only dense weights do.
 
-        What the model loses with dense weights is lost in any case; widths are predicted to add to it.
+        What the model loses with dense weights is lost in any case; widths are predicted to add to it. They
+        are confirmed as ranks are (`auto.Search`): on samples that they were not chosen on they must not lose
+        more than the budget, and over all samples together not more with the standard error added. What is
+        tried after widths that do not hold is predicted to add as much less as they add too much.
         """
-        lost_before = self._trials.expected_of(self._widths.dense)
+        drop_before, lost_before, _ = self._trials.judged(self._widths.dense)
         limit = max_drop - lost_before
         looks: list[Look] = []
-        accepted: list[Chosen] = []
+        accepted: list[tuple[Chosen, Drop]] = []
         for _ in range(MAX_LOOKS):
             budget = next_budget(looks, self._predicted_at, self.least_bytes, self._dense_bytes, limit)
             chosen = None if budget is None else self.at_bytes(budget)
             if budget is None or chosen is None:
                 break
-            lost = self._trials.expected_of(self._widths.build(chosen)) - lost_before
-            looks.append(Look(budget, self.cost(chosen), self._predicted(chosen), lost))
-            if lost <= limit:
-                accepted.append(chosen)
-        for chosen in sorted(accepted, key=self.cost):
+            drop, expected, _ = self._trials.judged(self._widths.build(chosen))
+            looks.append(Look(budget, self.cost(chosen), self._predicted(chosen), expected - lost_before))
+            if expected <= max_drop:
+                accepted.append((chosen, drop))
+        if not accepted:
+            return None
+        chosen, drop = min(accepted, key=lambda found: self.cost(found[0]))
+        held_before = self._held(self.all_dense, drop_before)
+        for _ in range(MAX_WEAKER):
             if chosen == self.named:
                 return None
-            if self._trials.confirmed(self._widths.build(chosen)).value <= max_drop:
+            lost = self._held(chosen, drop)
+            if lost <= max_drop:
                 return chosen
+            share = (max_drop - held_before) / (lost - held_before) if lost > held_before else 0.0
+            weaker = self._weaker(chosen, min(share, LARGEST_SHARE))
+            if weaker is None:
+                return None
+            chosen, drop = weaker, self._trials.judged(self._widths.build(weaker))[0]
         return None
+
+    def _held(self, chosen: Chosen, drop: Drop) -> float:
+        """Return the most that widths are held to lose, given their drop on the samples that decide."""
+        unseen = self._trials.confirmed(self._widths.build(chosen))
+        return max(unseen.value, unseen.pooled(drop).bound)
+
+    def _weaker(self, chosen: Chosen, share: float) -> Chosen | None:
+        """Return widths that are predicted to add this share of what others do; None if there are none."""
+        wanted = share * self._predicted(chosen)
+        budget = meeting(self._predicted_at, self.cost(chosen), self._dense_bytes, wanted)
+        weaker = self.at_bytes(budget)
+        return weaker if weaker is not None and self.cost(weaker) > self.cost(chosen) else None
