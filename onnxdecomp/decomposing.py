@@ -78,16 +78,11 @@ def decomposed_within(run: Run, decide_for: Decide, config: Config) -> Staged:
             continue
         with run.clock.stage("finetune"):
             trained, told = tuned(run.model, staged, run.output, trials, run.stack, config, run.track)
-        if budget is None or config.has_target or _is_within(trials, trained.model, budget):
+        if budget is None or config.has_target or trials.holds(trained.model, budget):
             report.finetuned = told
             report.notes += told.notes
             return trained
     return staged
-
-
-def _is_within(trials: Trials, converted: RuntimeModel, max_drop: float) -> bool:
-    """Tell whether a model is expected to keep a budget, and does on samples nothing was chosen on."""
-    return trials.expected_of(converted) <= max_drop and trials.confirmed(converted).value <= max_drop
 
 
 def _decomposed(run: Run, decide_for: Decide, config: Config) -> Staged:

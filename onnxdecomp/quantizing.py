@@ -19,7 +19,7 @@ from onnxdecomp.search.int8 import quantized
 from onnxdecomp.search.track import watched
 from onnxdecomp.search.trial import Trials
 
-SHARES = (1.0, FLOAT_SHARE)
+SHARES = (1.0, 0.85, FLOAT_SHARE)
 """Shares of the accuracy budget that a decomposition for INT8 may use, in the order they are tried: INT8 may
 cost nothing."""
 

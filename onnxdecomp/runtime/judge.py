@@ -74,6 +74,16 @@ class Drop:
             return by_labels
         return min(by_labels, max(self.value, self.believed + self.believed_error))
 
+    def held(self, decided: "Drop") -> float:
+        """Return the most that is lost, as far as these samples and those that a choice was made on tell.
+
+        On these, which are unseen, the drop counts as it is; over all of them with its standard error.
+
+        Args:
+            decided: The drop on the samples that the choice was made on.
+        """
+        return max(self.value, self.pooled(decided).bound)
+
     def upper(self, z: float = 1.64) -> float:
         """Return what the drop over all samples there could be stays below: at 95 % for z = 1.64.
 

@@ -223,7 +223,7 @@ class Search:
         if not self._recovers_looks:
             pick = self._recovered(pick)
         drop = self._trials.confirmed_with(pick.replaced)
-        return replace(pick, drop=drop), max(drop.value, drop.pooled(pick.drop).bound)
+        return replace(pick, drop=drop), drop.held(pick.drop)
 
     def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:
         """Return the cheapest choice found that holds as this one does, if it leaves much of the budget."""

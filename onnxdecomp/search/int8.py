@@ -29,13 +29,13 @@ def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Q
     found = search_int8(
         model,
         trials.fit_samples,
-        trials.expected_of,
+        lambda tried: trials.judged(tried)[1],
         budget,
         faster=faster,
         against=against,
         threads=config.threads,
         seed=config.seed,
     )
-    if found.model is None or trials.confirmed(found.model).value <= budget:
+    if found.model is None or trials.holds(found.model, budget):
         return found
     return Quantized(None, reason="In INT8 the model loses too much on samples it was not chosen on.")

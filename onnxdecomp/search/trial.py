@@ -191,15 +191,16 @@ class Trials:
         """Return what a compared model is expected to lose on such samples."""
         return self._evidence.expected(drop, divergence)[0]
 
-    def expected_of(self, model: RuntimeModel) -> float:
-        """Return the same of a model that was made elsewhere, the standard error added."""
-        return sum(self.judged(model)[1:])
-
-    def judged(self, model: RuntimeModel) -> tuple[Drop, float, float]:
-        """Return what such a model loses where choices are made, what it is expected to, and the error."""
+    def judged(self, model: RuntimeModel) -> tuple[Drop, float]:
+        """Return what a model made elsewhere loses on the samples that decide, and is expected to lose."""
         drop, divergence = self._measured(model)
         self._evidence.add(drop, divergence)
-        return drop, *self._evidence.expected(drop, divergence)
+        return drop, self.expected(drop, divergence)
+
+    def holds(self, model: RuntimeModel, max_drop: float) -> bool:
+        """Tell whether such a model is expected to keep a budget, and does on unseen samples."""
+        drop, expected = self.judged(model)
+        return expected <= max_drop and self.confirmed(model).held(drop) <= max_drop
 
     def confirmed(self, model: RuntimeModel) -> Drop:
         """Return what a model loses on the samples that no decision was made on."""

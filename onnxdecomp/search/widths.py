@@ -254,11 +254,10 @@ class _Search:
         """Return the widths of fewest bytes found that keep a budget; None when only dense weights do.
 
         What the model loses with dense weights is lost in any case; widths are predicted to add to it. They
-        are confirmed as ranks are (`auto.Search`): on samples that they were not chosen on they must not lose
-        more than the budget, and over all samples together not more with the standard error added. What is
-        tried after widths that do not hold is predicted to add as much less as they add too much.
+        are confirmed on samples that they were not chosen on (`Drop.held`). What is tried after widths that
+        do not hold is predicted to add as much less as they add too much.
         """
-        drop_before, lost_before, _ = self._trials.judged(self._widths.dense)
+        drop_before, lost_before = self._trials.judged(self._widths.dense)
         limit = max_drop - lost_before
         looks: list[Look] = []
         accepted: list[tuple[Chosen, Drop]] = []
@@ -267,7 +266,7 @@ class _Search:
             chosen = None if budget is None else self.at_bytes(budget)
             if budget is None or chosen is None:
                 break
-            drop, expected, _ = self._trials.judged(self._widths.build(chosen))
+            drop, expected = self._trials.judged(self._widths.build(chosen))
             looks.append(Look(budget, self.cost(chosen), self._predicted(chosen), expected - lost_before))
             if expected <= max_drop:
                 accepted.append((chosen, drop))
@@ -290,8 +289,7 @@ class _Search:
 
     def _held(self, chosen: Chosen, drop: Drop) -> float:
         """Return the most that widths are held to lose, given their drop on the samples that decide."""
-        unseen = self._trials.confirmed(self._widths.build(chosen))
-        return max(unseen.value, unseen.pooled(drop).bound)
+        return self._trials.confirmed(self._widths.build(chosen)).held(drop)
 
     def _weaker(self, chosen: Chosen, share: float) -> Chosen | None:
         """Return widths that are predicted to add this share of what others do; None if there are none."""

@@ -439,6 +439,12 @@ def test_a_bound_is_never_less_than_what_was_measured():
     assert replace(by_labels, believed=0.02, believed_error=0.001).bound == pytest.approx(0.013)
 
 
+def test_what_is_held_counts_unseen_samples_as_they_are_and_all_with_their_error():
+    decided, unseen = Drop(0.004, 0.003, 0.9, 0.896, 1000), Drop(0.012, 0.003, 0.9, 0.888, 1000)
+    assert unseen.held(decided) == pytest.approx(0.012)
+    assert decided.held(unseen) == pytest.approx(0.008 + 0.003 / 2**0.5)
+
+
 def test_beliefs_are_pooled_where_both_are_known():
     one = Drop(0.01, 0.003, 1.0, 0.99, 1000, believed=0.02, believed_error=0.001)
     whole = one.pooled(replace(one, n_samples=3000, believed=0.04))

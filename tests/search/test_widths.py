@@ -46,7 +46,7 @@ class Known:
     def judged(self, chosen):
         self.n_looks += 1
         drop = self.drop(BEFORE + self.lost(chosen))
-        return drop, drop.value, self.noise
+        return drop, drop.value
 
     def confirmed(self, chosen):
         return self.drop(BEFORE + self.elsewhere * self.lost(chosen))
