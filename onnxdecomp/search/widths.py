@@ -273,13 +273,13 @@ class _Search:
         if not accepted:
             return None
         chosen, drop = min(accepted, key=lambda found: self.cost(found[0]))
-        held_before = self._held(self.all_dense, drop_before)
         for _ in range(MAX_WEAKER):
             if chosen == self.named:
                 return None
             lost = self._held(chosen, drop)
             if lost <= max_drop:
                 return chosen
+            held_before = self._held(self.all_dense, drop_before)
             share = (max_drop - held_before) / (lost - held_before) if lost > held_before else 0.0
             weaker = self._weaker(chosen, min(share, LARGEST_SHARE))
             if weaker is None:
