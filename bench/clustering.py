@@ -24,6 +24,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from onnxdecomp.runtime.machine import environment, peak_memory_bytes
 from onnxdecomp.weights.cluster import cluster
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, help="cluster many weights to this many bits here; print JSON")
     parser.add_argument("-o", "--output", type=Path, default=RESULT)
     options = parser.parse_args()
+    threadpool_limits(1, "blas")  # as in a conversion
     if options.large:
         json.dump(measure_large(options.large), sys.stdout)
         return
