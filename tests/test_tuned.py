@@ -8,6 +8,7 @@ from onnxdecomp import convert, decomposing
 from onnxdecomp.config import Config
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.report.outcome import BeforeAfter, Tuning
+from onnxdecomp.search.trial import Trials
 from onnxdecomp.tuned import SHARES, shares
 from tests.graph.models import normal, parse
 from tests.networks import network
@@ -57,9 +58,7 @@ def training(monkeypatch):
         monkeypatch.setattr(
             decomposing, "tuned", lambda model, staged, *others: (staged, told("trained as well as could be"))
         )
-        monkeypatch.setattr(
-            decomposing, "_is_within", lambda *seen: budgets[-1] <= holds_at * BUDGET * (1 + 1e-9)
-        )
+        monkeypatch.setattr(Trials, "holds", lambda *seen: budgets[-1] <= holds_at * BUDGET * (1 + 1e-9))
         return budgets
 
     return use
