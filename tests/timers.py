@@ -4,6 +4,7 @@ from onnxdecomp.ranks.study import Measured
 from onnxdecomp.report.outcome import BeforeAfter, Latency
 from onnxdecomp.runtime.in_place import InPlace
 from onnxdecomp.runtime.latency import Timing
+from onnxdecomp.search.goal import InPlaceCosts
 
 
 def slow(layer, candidates, dtype, config):
@@ -28,6 +29,19 @@ def by_macs(layer, candidates, dtype, config):
     return [
         Measured(dense, chain, dense / chain, 0.99 * dense / chain, 1.01 * dense / chain) for chain in chains
     ]
+
+
+def in_place_by_macs(layers, trials, feeds, *, in_int8=False):
+    """Say that a million multiply-accumulates take a millisecond, and the first layer takes none in INT8."""
+    dense_ms = {layer.key: layer.target.group.layer.n_macs / 1e6 for layer in layers}
+    if in_int8:
+        dense_ms["c1"] = 0.0
+    option_ms = {
+        (layer.key, option.candidate.method.full_name, option.candidate.ranks): option.candidate.n_macs / 1e6
+        for layer in layers
+        for option in next(iter(layer.options.values()))
+    }
+    return InPlaceCosts(dense_ms, option_ms, sum(dense_ms.values()))
 
 
 def measured(speedup, spread):

@@ -17,24 +17,10 @@ from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.quantize import Quantized
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.fitting import Fitter
-from onnxdecomp.search.goal import InPlaceCosts
 from tests.networks import network
-from tests.timers import by_macs, even, in_place, measured, slow
+from tests.timers import by_macs, even, in_place, in_place_by_macs, measured, slow
 
 N_SAMPLES = 96
-
-
-def in_place_by_macs(layers, trials, feeds, *, in_int8=False):
-    """Say that a million multiply-accumulates take a millisecond, and the first layer takes none in INT8."""
-    dense_ms = {layer.key: layer.target.group.layer.n_macs / 1e6 for layer in layers}
-    if in_int8:
-        dense_ms["c1"] = 0.0
-    option_ms = {
-        (layer.key, option.candidate.method.full_name, option.candidate.ranks): option.candidate.n_macs / 1e6
-        for layer in layers
-        for option in next(iter(layer.options.values()))
-    }
-    return InPlaceCosts(dense_ms, option_ms, sum(dense_ms.values()))
 
 
 @pytest.fixture(autouse=True)
