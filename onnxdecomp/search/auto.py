@@ -12,7 +12,7 @@ from math import inf
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
-from onnxdecomp.search.limit import Look, meeting, next_budget
+from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
@@ -26,9 +26,6 @@ about three are, as a rule."""
 
 MAX_STRONGER, MAX_STRONGER_AT_LARGE = 2, 1
 """Choices that are tried after one that held on other samples and left much of the budget."""
-
-LEAST_WEAKER = 1.1
-"""Loss of a choice that did not hold on other samples over that of the next one tried, at the least."""
 
 SAME_DIVERGENCE = 1.05
 """A divergence below this many times another one is about the same."""

@@ -24,6 +24,9 @@ MARGIN = 0.15
 STEPS = 20
 """Bisections that find where a prediction meets the limit."""
 
+LEAST_WEAKER = 1.1
+"""Loss of a choice that did not hold on other samples over that of the next one tried, at the least."""
+
 
 @dataclass(frozen=True)
 class Look:

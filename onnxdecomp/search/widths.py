@@ -32,7 +32,7 @@ from onnxdecomp.search.codebooks import (
     stored_form,
 )
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP, Goal
-from onnxdecomp.search.limit import Look, meeting, next_budget
+from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
 from onnxdecomp.search.sensitivity import Curve
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.weights.cluster import curve
@@ -48,11 +48,8 @@ MAX_LOOKS = 6
 """Choices that are evaluated to find the fewest bytes, each on all samples that decide; about three are, as a
 rule."""
 
-MAX_WEAKER = 4
-"""Choices that are tried on samples they were not made on, the cheapest first."""
-
-LARGEST_SHARE = 1 / 1.1
-"""Of what widths add that did not hold, the most that the next ones are predicted to add."""
+MAX_WEAKER = 3
+"""Wider choices that are tried after one that does not hold on samples it was not made on."""
 
 NOT_WORTH = "its bytes are not worth what any width would do to the outputs inside the budget"
 
@@ -273,23 +270,22 @@ class _Search:
         if not accepted:
             return None
         chosen, drop = min(accepted, key=lambda found: self.cost(found[0]))
+        if chosen == self.named:
+            return None
+        lost = self._trials.confirmed(self._widths.build(chosen)).held(drop)
+        if lost <= max_drop:
+            return chosen
+        held_before = self._trials.confirmed(self._widths.dense).held(drop_before)
         for _ in range(MAX_WEAKER):
-            if chosen == self.named:
+            share = (max_drop - held_before) / (lost - held_before) if lost > held_before else 0.0
+            weaker = self._weaker(chosen, min(share, 1 / LEAST_WEAKER))
+            if weaker is None or weaker == self.named:
                 return None
-            lost = self._held(chosen, drop)
+            chosen, built = weaker, self._widths.build(weaker)
+            lost = self._trials.confirmed(built).held(self._trials.judged(built)[0])
             if lost <= max_drop:
                 return chosen
-            held_before = self._held(self.all_dense, drop_before)
-            share = (max_drop - held_before) / (lost - held_before) if lost > held_before else 0.0
-            weaker = self._weaker(chosen, min(share, LARGEST_SHARE))
-            if weaker is None:
-                return None
-            chosen, drop = weaker, self._trials.judged(self._widths.build(weaker))[0]
         return None
-
-    def _held(self, chosen: Chosen, drop: Drop) -> float:
-        """Return the most that widths are held to lose, given their drop on the samples that decide."""
-        return self._trials.confirmed(self._widths.build(chosen)).held(drop)
 
     def _weaker(self, chosen: Chosen, share: float) -> Chosen | None:
         """Return widths that are predicted to add this share of what others do; None if there are none."""
