@@ -5,12 +5,12 @@
     python -m bench.auto --int8 -o FILE
     python -m bench.auto --cluster -o bench/results/compound.json
 
-512 unlabelled training images are fitted to. Half of the test images, labelled, are what a user would give
-as ``--eval``: the choice is made and confirmed on them. Accuracy is then measured on the whole test set and
-on the half that nothing was chosen on. Latencies of original and result are interleaved, with one thread and
-with two. The budgets of a network share a cache that the first of them finds empty. Networks already in the
-file of results stay there unless they are named. At the end: where the drop exceeded its budget, and how
-much of the reduction of the layers' MACs arrived as speed.
+512 unlabelled training images are fitted to, or as many as ``--images`` says. Half of the test images,
+labelled, are what a user would give as ``--eval``: the choice is made and confirmed on them. Accuracy is then
+measured on the whole test set and on the half that nothing was chosen on. Latencies of original and result
+are interleaved, with one thread and with two. The budgets of a network share a cache that the first of them
+finds empty. Networks already in the file of results stay there unless they are named. At the end: where the
+drop exceeded its budget, and how much of the reduction of the layers' MACs arrived as speed.
 """
 
 import argparse
@@ -177,7 +177,7 @@ def main() -> None:
             samples = network.write_samples(Path(folder), arguments.images)
             for max_drop in arguments.max_drop:
                 found = measured(network, max_drop, after, Path(folder), samples)
-                results[name].append(found)
+                results[name].append({"n_images": arguments.images, **found})
                 print(f"{name:16}{max_drop:6}  {line(found)}", flush=True)
                 record(arguments.output, results, summary=summary(results))
     print_summary(summary(results))
