@@ -81,6 +81,7 @@ class Course:
             runnable(original or model),
             [*outputs, *matched],
             stored=self._source.stored if original is not None else None,
+            again=tuple(self._source.held_out) if original is not None else (),
             threads=settings.threads,
         )
         self._objective = build_objective(

@@ -10,6 +10,8 @@ import torch
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.graph.trainable import decomposed_of
+from onnxdecomp.runtime.session import run
+from onnxdecomp.tune import teacher as teacher_module
 from onnxdecomp.tune.batches import open_source
 from onnxdecomp.tune.checkpoint import Checkpoint
 from onnxdecomp.tune.course import Course
@@ -249,6 +251,20 @@ def test_the_teacher_says_the_same_kept_or_not() -> None:
     assert kept._kept is not None
     for batch in batches:
         torch.testing.assert_close(kept(batch)["y"], anew(batch)["y"])
+
+
+@pytest.mark.parametrize(("wanted", "n_runs"), [(["y"], 2), (["y", "h"], 4)])
+def test_the_teacher_runs_once_on_a_batch_that_comes_again(monkeypatch, wanted, n_runs) -> None:
+    settings = Settings(calibration="x.npz", held_out="x.npz", batch=8)
+    batches = tuple(open_source(settings, student(), labels=False).held_out)[:2]
+    again, anew = (Teacher(teacher(), wanted, again=known) for known in (batches, ()))
+    runs = []
+    monkeypatch.setattr(teacher_module, "run", lambda *seen: runs.append(seen) or run(*seen))
+    found = [again(batch)["y"] for batch in (*batches, *batches)]
+    assert len(runs) == n_runs
+    assert all(batch.rows is None for batch in batches)
+    for batch, one in zip((*batches, *batches), found, strict=True):
+        torch.testing.assert_close(one, anew(batch)["y"])
 
 
 def test_an_unknown_tensor_to_match_names_the_nearest() -> None:
