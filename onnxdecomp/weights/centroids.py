@@ -11,12 +11,8 @@ the indices that is a least-squares problem in the centroids c, with the normal 
 
 They are solved by preconditioned conjugate gradients from the centroids there are: neither A nor N is made, a
 step costs one product of the decoded weight with C, ``2 O D^2`` operations whatever K is, and no step raises
-the error. Given the centroids, the indices are improved one input at a time, each taking up the error that
-the others make in the output: ``2 O D^2`` operations for a sweep, in blocks of `BLOCK` inputs. Products that
-only look for something better are made in float32; what came out is compared in float64.
-
-Source: Behdin et al., "QuantEase: optimization-based quantization for language models" (2023), for the
-sweeps, there over equidistant numbers.
+the error. Given the centroids, the indices are chosen by `weights.indices`, and the two take turns. Products
+that only look for something better are made in float32; what came out is compared in float64.
 """
 
 from collections.abc import Callable
@@ -27,22 +23,22 @@ from numpy.typing import NDArray
 
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.weights.cluster import Codebook
+from onnxdecomp.weights.indices import Chooser, Labels, Singles, choose_in_turn, sweep
 from onnxdecomp.weights.moments import Moment
 from onnxdecomp.weights.nearest import Floats
 from onnxdecomp.weights.sixteen_bits import rounded
 
-Labels = NDArray[np.signedinteger]
-"""``(O, D)``: place of each weight's centroid among those of all groups, one group after the other."""
+ChooseIndices = Callable[[Labels, Floats, Singles, Chooser], None]
 
-N_SWEEPS = 2
+IMPROVEMENTS: tuple[ChooseIndices, ...] = (choose_in_turn, sweep, sweep)
+"""What is done to the indices, each time after the centroids were solved for."""
+
 MAX_STEPS = 40
 TOLERANCE = 1e-4
 """Share of the first residual, squared, at which conjugate gradients stop: indices change afterwards."""
 
 RIDGE = 1e-8
 """Share of the mean of the diagonal that is added to it: the pull towards the centroids there are."""
-
-BLOCK = 128
 
 
 def output_error(approximation: FloatArray, weight: FloatArray, moment: Moment) -> float:
@@ -60,7 +56,7 @@ def output_error(approximation: FloatArray, weight: FloatArray, moment: Moment) 
 
 
 def refit_centroids(
-    codebook: Codebook, weight: FloatArray, moment: Moment, *, n_sweeps: int = N_SWEEPS
+    codebook: Codebook, weight: FloatArray, moment: Moment, *, keep_indices: bool = False
 ) -> Codebook:
     """Return a codebook with an `output_error` that is not larger, of the same size.
 
@@ -68,17 +64,21 @@ def refit_centroids(
         codebook: Of the weight, its output channels first.
         weight: ``(O, I/G, *K)``.
         moment: ``(G, D, D)`` second moment of the patches, or covariance where a bias takes up the mean.
-        n_sweeps: How often indices are improved after the centroids; 0 keeps the indices.
+        keep_indices: Whether the centroids alone are refitted.
     """
     problem = _Problem.of(codebook, weight, moment)
     best, error = codebook, problem.error(codebook)
-    for sweep in range(n_sweeps + 1):
-        labels = problem.labels(best)
-        solved = problem.solved(best, labels)
-        for candidate in (solved, problem.swept(solved) if sweep < n_sweeps else solved):
-            found = problem.error(candidate)
-            if found < error:
-                best, error = candidate, found
+
+    def tried(candidate: Codebook) -> Codebook:
+        nonlocal best, error
+        found = problem.error(candidate)
+        if found < error:
+            best, error = candidate, found
+        return candidate
+
+    for improve in () if keep_indices else IMPROVEMENTS:
+        tried(problem.improved(tried(problem.solved(best)), improve))
+    tried(problem.solved(best))
     return best
 
 
@@ -106,7 +106,7 @@ class _Problem:
     weight: Floats
     moment: Moment
     rows: Labels
-    near_moment: NDArray[np.float32]
+    near_moment: Singles
 
     @classmethod
     def of(cls, codebook: Codebook, weight: FloatArray, moment: Moment) -> "_Problem":
@@ -125,9 +125,9 @@ class _Problem:
         labels: Labels = flat + self.rows * codebook.centroids.shape[1]
         return labels
 
-    def solved(self, codebook: Codebook, labels: Labels) -> Codebook:
+    def solved(self, codebook: Codebook) -> Codebook:
         """Return the codebook with the best centroids for its indices, rounded to 16 bits."""
-        shape = codebook.centroids.shape
+        labels, shape = self.labels(codebook), codebook.centroids.shape
         centroids = codebook.centroids.astype(np.float64)
         scale, blocks = self.scale(codebook), self.weight.shape
 
@@ -154,69 +154,17 @@ class _Problem:
         scale = np.ones(1) if codebook.scale is None else codebook.scale.astype(np.float64)
         return np.broadcast_to(scale[:, np.newaxis], self.rows.shape)
 
-    def swept(self, codebook: Codebook) -> Codebook:
-        """Return the codebook with the best index for each weight in turn, given the others."""
-        choose = _Chooser(codebook.centroids.astype(np.float64), self.rows[:, 0])
-        labels, scale = self.labels(codebook), self.scale(codebook)
+    def improved(self, codebook: Codebook, improve: ChooseIndices) -> Codebook:
+        """Return the codebook with other indices, given its centroids."""
+        scale = self.scale(codebook)[:, 0]
+        choose = Chooser(codebook.centroids.astype(np.float64), self.rows[:, 0], scale)
+        labels = self.labels(codebook)
         per_group = self.weight.shape[1]
         for group, moment in enumerate(self.near_moment):
             own = slice(group * per_group, (group + 1) * per_group)
-            self._sweep_group(labels[own], self.weight[group], moment, scale[own], choose.of(own))
+            improve(labels[own], self.weight[group], moment, choose.of(own))
         found = (labels - self.rows * codebook.centroids.shape[1]).reshape(codebook.indices.shape)
         return replace(codebook, indices=found.astype(codebook.indices.dtype))
-
-    @staticmethod
-    def _sweep_group(
-        labels: Labels, weight: Floats, moment: NDArray[np.float32], scale: Floats, choose: "_Chooser"
-    ) -> None:
-        """Improve the labels ``(O/G, D)`` of one group of the layer in place."""
-        decoded = scale * choose.flat[labels]
-        slope = (weight - decoded).astype(np.float32) @ moment  # (O/G, D)
-        factor = scale[:, 0]
-        for start in range(0, len(moment), BLOCK):
-            block = slice(start, min(start + BLOCK, len(moment)))
-            near, local = np.ascontiguousarray(slope[:, block].T), moment[block, block]  # (b, O/G), (b, b)
-            moves = np.zeros_like(near)
-            for at, column in enumerate(range(block.start, block.stop)):
-                if local[at, at] <= 0:
-                    continue
-                before = decoded[:, column]
-                labels[:, column] = choose((before + near[at] / local[at, at]) / factor)
-                moves[at] = factor * choose.flat[labels[:, column]] - before
-                near[at + 1 :] -= local[at + 1 :, at, np.newaxis] * moves[at]
-            decoded[:, block] += moves.T
-            slope -= moves.T @ moment[block]
-
-
-@dataclass(frozen=True)
-class _Chooser:
-    """Finds the nearest centroid for one number of each channel.
-
-    Args:
-        centroids: ``(n_groups, K)``, each row rising.
-        rows: ``(O,)``.
-    """
-
-    centroids: Floats
-    rows: Labels
-
-    def of(self, channels: slice) -> "_Chooser":
-        """Return the chooser for some of the channels."""
-        return _Chooser(self.centroids, self.rows[channels])
-
-    @property
-    def flat(self) -> Floats:
-        """All centroids, one group after the other."""
-        return self.centroids.reshape(-1)
-
-    def __call__(self, numbers: Floats) -> Labels:
-        """Return ``(O,)`` labels."""
-        found = np.empty(len(numbers), np.intp)
-        middles = (self.centroids[:, :-1] + self.centroids[:, 1:]) / 2
-        for row in range(self.rows[0], self.rows[-1] + 1):
-            own = slice(*np.searchsorted(self.rows, [row, row + 1]))
-            found[own] = np.searchsorted(middles[row], numbers[own]) + row * self.centroids.shape[1]
-        return found
 
 
 def _conjugate_gradients(normal: Callable[[Floats], Floats], wanted: Floats, diagonal: Floats) -> Floats:

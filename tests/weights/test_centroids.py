@@ -54,11 +54,11 @@ def dense_optimum(codebook, weight, moment):
 @every_kind
 @every_option
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("n_sweeps", [0, 2])
-def test_a_refitted_codebook_is_better_on_the_data_and_of_the_same_size(kind, options, groups, n_sweeps):
+@pytest.mark.parametrize("keep_indices", [False, True])
+def test_a_refitted_codebook_is_better_on_the_data_and_of_the_same_size(kind, options, groups, keep_indices):
     weight, moment = weight_of(), moment_of(groups)
     before = cluster(weight, 2, centroids=kind, **options)
-    after = refit_centroids(before, weight, moment, n_sweeps=n_sweeps)
+    after = refit_centroids(before, weight, moment, keep_indices=keep_indices)
     assert output_error(after.decode(), weight, moment) < output_error(before.decode(), weight, moment)
     assert after.size_bytes == before.size_bytes
     assert after.indices.dtype == before.indices.dtype
@@ -70,7 +70,7 @@ def test_a_refitted_codebook_is_better_on_the_data_and_of_the_same_size(kind, op
 def test_refitted_centroids_solve_the_normal_equations(bits, groups, scaled):
     weight, moment = weight_of(), moment_of(groups)
     before = cluster(weight, bits, per_channel_scale=scaled)
-    after = refit_centroids(before, weight, moment, n_sweeps=0)
+    after = refit_centroids(before, weight, moment, keep_indices=True)
     scale = 1.0 if before.scale is None else before.scale[:, None, None, None]
     best = dense_optimum(before, weight, moment)[before.indices] * scale
     least = output_error(best, weight, moment)
@@ -81,7 +81,7 @@ def test_refitted_centroids_solve_the_normal_equations(bits, groups, scaled):
 def test_better_indices_lower_the_error_further(options):
     weight, moment = weight_of(), moment_of()
     codebook = cluster(weight, 3, **options)
-    kept, moved = (refit_centroids(codebook, weight, moment, n_sweeps=n) for n in (0, 2))
+    kept, moved = (refit_centroids(codebook, weight, moment, keep_indices=keep) for keep in (True, False))
     assert output_error(moved.decode(), weight, moment) < output_error(kept.decode(), weight, moment)
 
 
