@@ -32,6 +32,9 @@ Rows = NDArray[np.int64]
 MEANS = ("top1", "agreement", "cosine")
 """Metrics that are means over samples: each sample has a score of its own."""
 
+CHOICES = ("top1", "agreement")
+"""Metrics that ask for the highest score alone."""
+
 BLOCKS = 20
 """Blocks of samples, at most, that are left out in turn to see how much a score depends on them."""
 
@@ -145,7 +148,8 @@ class Judge:
     ) -> None:
         self._measure, self._reference, self._labels = measure, reference, labels
         self._built_in = METRICS.get(measure.name) is measure
-        self._divergence = Divergence(reference, weights)
+        is_choice = self._built_in and measure.name in CHOICES
+        self._divergence = Divergence(reference, weights, up_to_factor=is_choice)
         self.n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
         if not self.n_samples:
             raise UsageError("The original was run on no samples: give at least one.")

@@ -24,7 +24,7 @@ from onnxdecomp.graph.tensors import Key, StoredWeight, find_weights
 from onnxdecomp.graph.weights import apply_steps, weight_problem
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.report.outcome import BeforeAfter, WeightOutcome
-from onnxdecomp.weights.centroids import output_error, refit_centroids
+from onnxdecomp.weights.centroids import output_error, refit_codebook
 from onnxdecomp.weights.cluster import Codebook, cluster, codebook_bytes, input_importance, weight_error
 from onnxdecomp.weights.moments import Moment, Moments, shrunk
 
@@ -35,7 +35,7 @@ MAX_SHARE = 0.75
 """Share of a weight's bytes that its codebook may take, the nodes included: else it stays dense."""
 
 REFIT_OPERATIONS = 3e10
-"""Operations of a step of refitting, ``2 O D^2``, above which centroids are not refitted."""
+"""Operations of a step of refitting, ``2 O D^2``, above which the centroids stay and indices alone are chosen."""
 
 LEAST_BITS = 2
 """Of the widths that are chosen from."""
@@ -249,10 +249,8 @@ def _data_error(codebook: Codebook, array: FloatArray, metric: Metric) -> float:
 
 
 def _refitted(codebook: Codebook, array: FloatArray, metric: Metric) -> Codebook:
-    """Return a codebook with centroids and indices refitted to the whole moment, where that can be done."""
+    """Return a codebook refitted to the whole moment, where that can be done."""
     order, n_codebooks = metric.order, len(codebook.centroids)
-    if 2.0 * order.size * order.shape[1] > REFIT_OPERATIONS:
-        return codebook
     own = np.ones(1) if codebook.scale is None else codebook.scale.astype(np.float64)
     if (n_codebooks > 1 or own.size > 1) and not metric.by_channels:
         return codebook
@@ -261,7 +259,8 @@ def _refitted(codebook: Codebook, array: FloatArray, metric: Metric) -> Codebook
     group_channels = codebook.group_channels if n_codebooks > 1 else len(order)
     normal = replace(codebook, indices=indices, axis=0, scale=scale, group_channels=group_channels)
     wanted = array.reshape(-1)[order] * metric.scale[:, np.newaxis]  # (O, D)
-    fitted = refit_centroids(normal, wanted, metric.moment)
+    is_large = 2.0 * order.size * order.shape[1] > REFIT_OPERATIONS
+    fitted = refit_codebook(normal, wanted, metric.moment, keep_centroids=is_large)
     stored = np.empty_like(codebook.indices).reshape(-1)
     stored[order] = fitted.indices
     return replace(

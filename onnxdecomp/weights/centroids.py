@@ -55,8 +55,13 @@ def output_error(approximation: FloatArray, weight: FloatArray, moment: Moment) 
     return float(np.sqrt(max(lost, 0.0) / energy)) if energy > 0 else 0.0
 
 
-def refit_centroids(
-    codebook: Codebook, weight: FloatArray, moment: Moment, *, keep_indices: bool = False
+def refit_codebook(
+    codebook: Codebook,
+    weight: FloatArray,
+    moment: Moment,
+    *,
+    keep_indices: bool = False,
+    keep_centroids: bool = False,
 ) -> Codebook:
     """Return a codebook with an `output_error` that is not larger, of the same size.
 
@@ -64,7 +69,8 @@ def refit_centroids(
         codebook: Of the weight, its output channels first.
         weight: ``(O, I/G, *K)``.
         moment: ``(G, D, D)`` second moment of the patches, or covariance where a bias takes up the mean.
-        keep_indices: Whether the centroids alone are refitted.
+        keep_indices: Refit the centroids alone.
+        keep_centroids: Choose the indices alone, once: no step of conjugate gradients is made.
     """
     problem = _Problem.of(codebook, weight, moment)
     best, error = codebook, problem.error(codebook)
@@ -76,6 +82,9 @@ def refit_centroids(
             best, error = candidate, found
         return candidate
 
+    if keep_centroids:
+        tried(problem.improved(codebook, choose_in_turn))
+        return best
     for improve in () if keep_indices else IMPROVEMENTS:
         tried(problem.improved(tried(problem.solved(best)), improve))
     tried(problem.solved(best))

@@ -22,6 +22,10 @@ def divergence(outputs, reference) -> float:
     return Divergence({"y": np.asarray(reference)}).of({"y": np.asarray(outputs)})
 
 
+def up_to_factor(outputs, reference) -> float:
+    return Divergence({"y": np.asarray(reference)}, up_to_factor=True).of({"y": np.asarray(outputs)})
+
+
 def score_pairs():
     """Two arrays of class scores of one shape, (n, C) or (n, steps, C)."""
     shapes = array_shapes(min_dims=2, max_dims=3, min_side=2, max_side=6)
@@ -76,6 +80,33 @@ def test_probabilities_are_taken_as_they_are(pair):
     assert divergence(ours, theirs) == pytest.approx(divergence(*pair), rel=1e-6, abs=1e-12)
 
 
+@STEADY
+@given(score_pairs(), st.floats(0.2, 5))
+def test_up_to_a_factor_all_scores_may_be_larger_or_smaller(pair, factor):
+    reference = pair[0].astype(np.float64) / 10
+    assume(divergence(factor * reference, reference) > NO_DIVERGENCE)
+    assert up_to_factor(reference, reference) == 0.0
+    assert up_to_factor(factor * reference, reference) < 1e-4 * divergence(factor * reference, reference)
+
+
+@STEADY
+@given(score_pairs())
+def test_up_to_a_factor_scores_are_no_further_than_with_any_factor(pair):
+    ours, theirs = (scores.astype(np.float64) / 10 for scores in pair)
+    least = up_to_factor(ours, theirs)
+    assert all(
+        least <= divergence(factor * ours, theirs) * (1 + 1e-4) + 1e-9 for factor in np.geomspace(0.1, 10, 41)
+    )
+
+
+def test_up_to_a_factor_probabilities_are_taken_to_a_power():
+    scores, noise = np.random.default_rng(0).normal(size=(2, 50, 8))
+    ours, theirs = 0.8 * scores + 0.1 * noise, scores
+    expected = up_to_factor(ours, theirs)
+    assert up_to_factor(softmax(ours), softmax(theirs)) == pytest.approx(expected, rel=1e-6)
+    assert expected < 0.5 * divergence(ours, theirs)
+
+
 def test_a_probability_that_vanishes_is_far_but_not_infinitely_far():
     p, q = np.array([[0.5, 0.5]], np.float32), np.array([[1.0, 0.0]], np.float32)
     assert 40 < divergence(q, p) < 50
@@ -117,6 +148,7 @@ def test_a_class_ruled_out_by_both_does_not_count():
     reference = np.array([[1.0, 2.0, -inf]])
     assert divergence(reference + 3, reference) <= NO_DIVERGENCE
     assert divergence([[2.0, 1.0, -inf]], reference) == divergence([[2.0, 1.0]], [[1.0, 2.0]])
+    assert up_to_factor([[0.5, 1.0, -inf]], reference) < divergence([[0.5, 1.0, -inf]], reference) / 100
 
 
 BREAKABLE = {
@@ -133,6 +165,7 @@ def test_a_broken_output_is_infinitely_far(bad, reference):
     broken = reference.copy()
     broken[-1, 0] = bad
     assert divergence(broken, reference) == inf
+    assert up_to_factor(broken, reference) == inf
 
 
 def test_what_the_original_does_not_know_is_left_out():

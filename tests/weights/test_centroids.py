@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxdecomp.weights.centroids import output_error, refit_centroids
+from onnxdecomp.weights.centroids import output_error, refit_codebook
 from onnxdecomp.weights.cluster import cluster, input_importance
 from onnxdecomp.weights.moments import Moments
 from onnxdecomp.weights.refit import Metric
@@ -54,11 +54,11 @@ def dense_optimum(codebook, weight, moment):
 @every_kind
 @every_option
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("keep_indices", [False, True])
-def test_a_refitted_codebook_is_better_on_the_data_and_of_the_same_size(kind, options, groups, keep_indices):
+@pytest.mark.parametrize("kept", ["", "keep_indices", "keep_centroids"])
+def test_a_refitted_codebook_is_better_on_the_data_and_of_the_same_size(kind, options, groups, kept):
     weight, moment = weight_of(), moment_of(groups)
     before = cluster(weight, 2, centroids=kind, **options)
-    after = refit_centroids(before, weight, moment, keep_indices=keep_indices)
+    after = refit_codebook(before, weight, moment, **dict.fromkeys(kept.split(), True))
     assert output_error(after.decode(), weight, moment) < output_error(before.decode(), weight, moment)
     assert after.size_bytes == before.size_bytes
     assert after.indices.dtype == before.indices.dtype
@@ -70,7 +70,7 @@ def test_a_refitted_codebook_is_better_on_the_data_and_of_the_same_size(kind, op
 def test_refitted_centroids_solve_the_normal_equations(bits, groups, scaled):
     weight, moment = weight_of(), moment_of(groups)
     before = cluster(weight, bits, per_channel_scale=scaled)
-    after = refit_centroids(before, weight, moment, keep_indices=True)
+    after = refit_codebook(before, weight, moment, keep_indices=True)
     scale = 1.0 if before.scale is None else before.scale[:, None, None, None]
     best = dense_optimum(before, weight, moment)[before.indices] * scale
     least = output_error(best, weight, moment)
@@ -81,7 +81,7 @@ def test_refitted_centroids_solve_the_normal_equations(bits, groups, scaled):
 def test_better_indices_lower_the_error_further(options):
     weight, moment = weight_of(), moment_of()
     codebook = cluster(weight, 3, **options)
-    kept, moved = (refit_centroids(codebook, weight, moment, keep_indices=keep) for keep in (True, False))
+    kept, moved = (refit_codebook(codebook, weight, moment, keep_indices=keep) for keep in (True, False))
     assert output_error(moved.decode(), weight, moment) < output_error(kept.decode(), weight, moment)
 
 
@@ -90,14 +90,14 @@ def test_weighted_and_refitted_is_never_worse_on_the_data_than_plain(seed):
     weight, moment = weight_of(seed), moment_of(seed=seed)
     plain = cluster(weight, 3)
     weighted = cluster(weight, 3, importance=input_importance(moment, weight.shape))
-    refitted = refit_centroids(weighted, weight, moment)
+    refitted = refit_codebook(weighted, weight, moment)
     assert output_error(refitted.decode(), weight, moment) <= output_error(plain.decode(), weight, moment)
 
 
 def test_white_data_leave_the_centroids_of_plain_clustering():
     weight = weight_of()
     plain = cluster(weight, 4)
-    refitted = refit_centroids(plain, weight, np.eye(54)[np.newaxis])
+    refitted = refit_codebook(plain, weight, np.eye(54)[np.newaxis])
     found, least = (output_error(book.decode(), weight, np.eye(54)[np.newaxis]) for book in (refitted, plain))
     assert found == pytest.approx(least, rel=ROUNDING)
 
@@ -115,14 +115,14 @@ def test_the_error_is_that_of_the_metric_of_a_layer():
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_a_weight_of_one_value_stays(value):
     weight = np.full(SHAPE, value, np.float32)
-    found = refit_centroids(cluster(weight, 4), weight, moment_of())
+    found = refit_codebook(cluster(weight, 4), weight, moment_of())
     np.testing.assert_array_equal(found.decode(), weight)
 
 
 def test_inputs_that_are_always_zero_change_nothing():
     weight = weight_of()
     codebook = cluster(weight, 4)
-    found = refit_centroids(codebook, weight, np.zeros((1, 54, 54)))
+    found = refit_codebook(codebook, weight, np.zeros((1, 54, 54)))
     assert_same_bytes([found.decode()], [codebook.decode()])
 
 
@@ -130,7 +130,7 @@ def test_inputs_that_are_always_zero_change_nothing():
 def test_the_unit_of_the_data_does_not_matter(unit):
     weight, moment = weight_of(), moment_of()
     codebook = cluster(weight, 3)
-    plain, other = (refit_centroids(codebook, weight, moment * scale**2) for scale in (1.0, unit))
+    plain, other = (refit_codebook(codebook, weight, moment * scale**2) for scale in (1.0, unit))
     errors = [output_error(found.decode(), weight, moment) for found in (codebook, plain, other)]
     assert errors[1] == pytest.approx(errors[2], rel=ROUNDING)
     assert errors[1] < 0.95 * errors[0]
@@ -138,5 +138,5 @@ def test_the_unit_of_the_data_does_not_matter(unit):
 
 def test_the_same_input_gives_the_same_bytes():
     weight, moment = weight_of(), moment_of()
-    first, second = (refit_centroids(cluster(weight, 3), weight, moment) for _ in range(2))
+    first, second = (refit_codebook(cluster(weight, 3), weight, moment) for _ in range(2))
     assert_same_bytes([first.indices, first.centroids], [second.indices, second.centroids])
