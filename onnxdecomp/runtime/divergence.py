@@ -25,8 +25,8 @@ LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 CHUNK = 2**20
 """Values that are compared at once."""
 
-MAX_STEPS, SAME_FACTOR = 8, 1e-3
-"""Newton steps to the best factor for all scores, and the share of it below which a step is the last."""
+MAX_STEPS, SAME_FACTOR = 8, 1e-4
+"""Newton steps to the best factor for all scores, and the share of it below which none is made."""
 
 
 class Divergence:
@@ -109,9 +109,9 @@ class Divergence:
             if not (isfinite(slope) and curvature > 0):
                 return 1.0
             step = min(max(-slope / curvature, -factor / 2), factor)
-            factor += step
             if abs(step) < SAME_FACTOR * factor:
                 break
+            factor += step
         return factor
 
     @cached_property
