@@ -35,7 +35,7 @@ MAX_SHARE = 0.75
 """Share of a weight's bytes that its codebook may take, the nodes included: else it stays dense."""
 
 REFIT_OPERATIONS = 3e10
-"""Operations of a step of refitting, ``2 O D^2``, above which the centroids stay and indices alone are chosen."""
+"""Operations of a step of refitting, ``2 O D^2``, above which indices alone are chosen and centroids stay."""
 
 LEAST_BITS = 2
 """Of the widths that are chosen from."""

@@ -1,6 +1,6 @@
 """The indices of a codebook for weights whose errors data weighs together, given the centroids.
 
-With the second moment C of the inputs, the errors e ``(O, D)`` of a weight cost ``sum over o of e_o^T C e_o``.
+With the second moment C of the inputs, errors e ``(O, D)`` of a weight cost ``sum over o of e_o^T C e_o``.
 What one input is off by, others can take up: indices are chosen one input at a time, for all channels at
 once, each for the number that makes up best for the errors of the inputs before it.
 
