@@ -279,6 +279,14 @@ def test_divergence_needs_no_labels():
     assert found.divergence({"y": normal(8, 3, seed=1)}) > 0.0
 
 
+@pytest.mark.parametrize(("name", "counts"), [("agreement", False), ("cosine", True)])
+def test_a_factor_for_all_scores_counts_where_more_is_asked_for_than_the_highest(name, counts):
+    reference = normal(50, 3)
+    whole = judge(name, reference).divergence({"y": -reference})
+    found = judge(name, reference).divergence({"y": 0.8 * reference})
+    assert (found > 1e-3 * whole) == counts
+
+
 def test_a_drop_that_needs_labels_says_so():
     with pytest.raises(UsageError, match="top1 needs an array 'labels'"):
         judge("top1", normal(8, 3)).drop({"y": normal(8, 3)})
