@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnxdecomp.weights.indices import BLOCK, DAMPING, Chooser, choose_in_turn, sweep
 
 LEVELS = np.array([[-1.5, -0.5, 0.25, 1.0], [-2.0, -0.7, 0.4, 2.5]])
+STEADY = settings(max_examples=30, deadline=None, derandomize=True)
 STEP = 0.1
 FINE = Chooser(np.arange(-80, 80, STEP)[None], np.zeros(6, int), np.ones(6))
 BOTH = pytest.mark.parametrize("choose", [choose_in_turn, sweep], ids=lambda choose: choose.__name__)
@@ -50,7 +51,7 @@ def test_inputs_that_do_not_go_together_get_the_nearest_centroids(choose):
     np.testing.assert_array_equal(improved(choose, weight, moment, chooser, np.zeros_like(labels)), labels)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@STEADY
 @given(n_inputs=st.integers(1, 2 * BLOCK + 3), seed=st.integers(0, 20))
 def test_a_sweep_lowers_the_loss(n_inputs, seed):
     weight, moment, chooser, labels = problem_of(n_inputs, seed)
@@ -58,7 +59,7 @@ def test_a_sweep_lowers_the_loss(n_inputs, seed):
     assert lost(found, weight, moment, chooser) <= lost(labels, weight, moment, chooser) * (1 + 1e-4)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@STEADY
 @given(n_inputs=st.integers(BLOCK // 2, 2 * BLOCK + 3), seed=st.integers(0, 20))
 def test_chosen_in_turn_beats_what_sweeps_end_at_from_the_nearest(n_inputs, seed):
     weight, moment, _, _ = problem_of(n_inputs, seed)
@@ -70,7 +71,7 @@ def test_chosen_in_turn_beats_what_sweeps_end_at_from_the_nearest(n_inputs, seed
     assert lost(chosen, weight, moment, FINE) < 0.8 * lost(swept, weight, moment, FINE)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@STEADY
 @given(n_inputs=st.integers(10, 2 * BLOCK + 3), seed=st.integers(0, 20))
 def test_what_is_lost_is_what_is_left_of_each_input_once_the_smaller_ones_are_known(n_inputs, seed):
     weight, moment, _, _ = problem_of(n_inputs, seed)
