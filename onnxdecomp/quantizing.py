@@ -62,6 +62,9 @@ def in_int8(
     assert found.model is not None
     report.int8 = found.quantized
     report.notes += [f"{key} stays in float: {why}" for key, why in found.kept]
+    report.notes += [
+        f"{key} has channels of zero weight added to its input: so it is faster" for key in found.padded
+    ]
     return Staged(chosen.writer, chosen.writer.stage(found.model)), report
 
 

@@ -51,12 +51,14 @@ class Quantized:
         quantized: The Conv, Gemm and MatMul that run in INT8.
         kept: The others of them, and the ConvTranspose, each with the reason why it stays in float.
         reason: Why there is no model; empty when there is one.
+        padded: The convolutions whose input got channels of zero weight.
     """
 
     model: onnx.ModelProto | None
     quantized: tuple[str, ...] = ()
     kept: tuple[tuple[str, str], ...] = ()
     reason: str = ""
+    padded: tuple[str, ...] = ()
 
 
 def quantize(
@@ -129,8 +131,9 @@ def search_int8(
 
     When everything in INT8 loses too much, every node is quantized alone and compared with the float model on
     `N_COMPARED` of the samples; then the number of nodes left in float, the most sensitive first, is found by
-    bisection. Then, where there is a clock, activations become signed and nodes go back to float one by one,
-    those with the fewest products an output first, as long as the model gets faster and keeps the budget.
+    bisection. Then, where there is a clock, inputs are padded to whole blocks of channels, activations become
+    signed, and nodes go back to float one by one, those with the fewest products an output first, as long as
+    the model gets faster and keeps the budget.
 
     Args:
         model: The float model or its path; not modified.
@@ -197,13 +200,18 @@ def _bisect(work: "_Work", loss: Loss, budget: float, least: float, problem: str
 
 
 def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
-    """Return the model with signed activations and with nodes in float as far as that is better."""
+    """Return the model with padded inputs, signed activations and nodes in float as far as that is better."""
 
     def improved(tried: Quantized) -> bool:
         return tried.model is not None and found.model is not None and better(tried.model, found.model)
 
     names = {key: name for name, key in work.layers.items()}
     chosen = [names[key] for key in found.quantized]
+    wider = replace(work, padded=True)
+    with quiet():
+        tried = wider.checked(chosen)
+    if tried.padded and improved(tried):
+        work, found = wider, replace(tried, kept=found.kept)
     if not int8_saturates():
         signed = replace(work, signed=True)
         with quiet():
@@ -265,6 +273,7 @@ class _Work:
         percentage: That of the best ranges.
         whole: The model over these ranges, and the names of the nodes that are in INT8.
         signed: Whether activations are signed; in `whole` they are not.
+        padded: Whether inputs are padded to whole blocks of channels.
     """
 
     builder: Int8Builder
@@ -273,6 +282,7 @@ class _Work:
     percentage: float
     whole: Built
     signed: bool = False
+    padded: bool = False
 
     @classmethod
     def start(cls, builder: Int8Builder, exclude: Collection[str]) -> "_Work | Quantized":
@@ -301,18 +311,22 @@ class _Work:
 
     def checked(self, names: Collection[str]) -> Quantized:
         """Return the model with these nodes in INT8, or what is wrong with it."""
-        known = len(names) == len(self.layers) and not self.signed
+        known = len(names) == len(self.layers) and not (self.signed or self.padded)
         try:
-            proto, done = self.whole if known else self.builder.build(names, self.percentage, self.signed)
+            built = self.whole if known else self._built(names)
         except ModelError as error:
             return self.nothing(str(error), "the model cannot be quantized")
-        problem = self.builder.problem(proto)
+        problem = self.builder.problem(built.model)
         if problem:
             reason = "the quantized model does not work"
             return self.nothing(f"The quantized model does not work: {problem}", reason)
-        keys = tuple(key for name, key in self.layers.items() if name in done)
-        left = {self.layers[name]: "onnxruntime left it in float" for name in names if name not in done}
-        return Quantized(proto, keys, tuple({**left, **self.kept}.items()))
+        keys = tuple(key for name, key in self.layers.items() if name in built.done)
+        left = {self.layers[name]: "onnxruntime left it in float" for name in names if name not in built.done}
+        padded = tuple(key for name, key in self.layers.items() if name in built.padded)
+        return Quantized(built.model, keys, tuple({**left, **self.kept}.items()), padded=padded)
+
+    def _built(self, names: Collection[str]) -> Built:
+        return self.builder.build(names, self.percentage, signed=self.signed, padded=self.padded)
 
     def nothing(self, reason: str, node_reason: str) -> Quantized:
         """Return that there is no model, with a reason for every node."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import output_error, verify_models
 from onnxdecomp.runtime.machine import int8_saturates
+from onnxdecomp.runtime.quantize_channels import pad_channels
 from onnxdecomp.runtime.quantize_layers import initializers
 from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, Prepared
 from onnxdecomp.runtime.quantize_ranges import find_ranges, tensors_data
@@ -45,8 +47,14 @@ QUANTIZER_ERRORS: tuple[type[Exception], ...] = (
 )
 """What the quantizer raises on models it does not expect."""
 
-Built = tuple[onnx.ModelProto, set[str]]
-"""A model, and the names of the nodes that are in INT8."""
+
+class Built(NamedTuple):
+    """A model, the names of the nodes that are in INT8, and of those whose input is padded."""
+
+    model: onnx.ModelProto
+    done: set[str]
+    padded: set[str]
+
 
 NO_RANGE = "its input or output is not finite on the samples"
 
@@ -95,13 +103,16 @@ class Int8Builder:
         columns = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
         return int(shape[-1] if columns else shape[-2] if len(shape) > 1 else 1)
 
-    def build(self, names: Collection[str], percentage: float, signed: bool = False) -> Built:
-        """Return the model with the nodes `names` in INT8, and the names of those that really are.
+    def build(
+        self, names: Collection[str], percentage: float, *, signed: bool = False, padded: bool = False
+    ) -> Built:
+        """Return the model with the nodes `names` in INT8, and which of them really are.
 
         Args:
             names: Names of nodes in the prepared model.
             percentage: Which of the ranges.
             signed: Whether activations are signed.
+            padded: Whether inputs are padded to whole blocks of channels.
 
         Raises:
             ModelError: The quantizer fails.
@@ -128,7 +139,8 @@ class Int8Builder:
             raise ModelError(f"onnxruntime cannot quantize the model: {first_sentence(error)}") from error
         result = quantizer.model.model
         done = _in_int8(result) & set(names)
-        return self._prepared.finish(result), done
+        wider = pad_channels(result) if padded else set()
+        return Built(self._prepared.finish(result), done, wider)
 
     def error(self, proto: onnx.ModelProto) -> float:
         """Return the mean relative error of the outputs against the float model's, at most `WORST_ERROR`."""

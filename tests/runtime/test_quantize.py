@@ -344,10 +344,10 @@ def test_products_saturate_on_x86_without_vnni(monkeypatch, processor, flags, fe
 
 def test_a_model_that_comes_out_broken_is_not_handed_out(monkeypatch):
     def broken(self, names, percentage):
-        proto, done = build(self, names, percentage)
-        scale = next(t for t in proto.graph.initializer if t.name == "y_scale")
+        built = build(self, names, percentage)
+        scale = next(t for t in built.model.graph.initializer if t.name == "y_scale")
         scale.CopyFrom(numpy_helper.from_array(np.float32(np.nan), "y_scale"))
-        return proto, done
+        return built
 
     build = quantize_build.Int8Builder.build
     monkeypatch.setattr(quantize_build.Int8Builder, "build", broken)
