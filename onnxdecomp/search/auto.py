@@ -12,6 +12,7 @@ from math import inf
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.search.evidence import likely
 from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
@@ -24,7 +25,7 @@ MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
 """Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
 about three are, as a rule."""
 
-MAX_STRONGER, MAX_STRONGER_AT_LARGE = 2, 1
+MAX_STRONGER, MAX_STRONGER_AT_LARGE = 3, 1
 """Choices that are tried after one that held on other samples and left much of the budget."""
 
 SAME_DIVERGENCE = 1.05
@@ -205,8 +206,8 @@ class Search:
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
         looks: list[Look] = []
         while waiting and waiting[0].replaced:
-            pick, lost = self._held(waiting.pop(0))
-            looks.append(Look(pick.cost, pick.cost, self._predicted(pick.chosen), lost))
+            pick, lost, likely_lost = self._held(waiting.pop(0), max_drop)
+            looks.append(Look(pick.cost, pick.cost, self._predicted(pick.chosen), likely_lost))
             if lost <= max_drop:
                 return self._stronger(pick, looks, max_drop)
             waiting = [other for other in waiting if other.cost > pick.cost]
@@ -215,12 +216,18 @@ class Search:
                 waiting.insert(0, other)
         return None
 
-    def _held(self, pick: Pick) -> tuple[Pick, float]:
-        """Return a choice with its drop on samples it was not chosen on, and the most it is held to lose."""
+    def _held(self, pick: Pick, max_drop: float) -> tuple[Pick, float, float]:
+        """Return a choice with its drop on samples it was not chosen on, and the most it is held to lose.
+
+        The third is what stronger choices are reckoned from. A choice may hold by what says least of its
+        loss, labels or beliefs; both together tell better how far the next one may go.
+        """
         if not self._recovers_looks:
             pick = self._recovered(pick)
         drop = self._trials.confirmed_with(pick.replaced)
-        return replace(pick, drop=drop), drop.held(pick.drop)
+        lost = drop.held(pick.drop)
+        likely_lost = max(lost, likely(drop.pooled(pick.drop)))
+        return replace(pick, drop=drop), lost, min(likely_lost, max_drop) if lost <= max_drop else lost
 
     def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:
         """Return the cheapest choice found that holds as this one does, if it leaves much of the budget."""
@@ -229,8 +236,8 @@ class Search:
             other = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
             if budget is None or other is None or other.cost >= pick.cost:
                 break
-            other, lost = self._held(other)
-            looks.append(Look(budget, other.cost, self._predicted(other.chosen), lost))
+            other, lost, likely_lost = self._held(other, max_drop)
+            looks.append(Look(budget, other.cost, self._predicted(other.chosen), likely_lost))
             if lost <= max_drop:
                 pick = other
         return pick

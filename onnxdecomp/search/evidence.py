@@ -37,14 +37,7 @@ class Evidence:
 
     def expected(self, drop: Drop, divergence: float) -> tuple[float, float]:
         """Return what an evaluated choice is expected to lose, and the standard error of that."""
-        value, error = self._by_labels(drop, divergence)
-        if drop.believed is None or not (isfinite(value) and isfinite(error)):
-            return value, error
-        doubt = hypot(drop.believed_error, BELIEF_DOUBT * drop.believed)
-        if not (error > 0 and doubt > 0):
-            return value, error
-        own, theirs = error**-2, doubt**-2
-        return (own * value + theirs * drop.believed) / (own + theirs), (own + theirs) ** -0.5
+        return _with_beliefs(*self._by_labels(drop, divergence), drop)
 
     def _by_labels(self, drop: Drop, divergence: float) -> tuple[float, float]:
         """Return the same from labels and divergences alone.
@@ -65,3 +58,19 @@ class Evidence:
         if not (isfinite(total) and total > 0):
             return drop.value, drop.standard_error
         return divergence * lost / total, divergence * doubt / total
+
+
+def likely(drop: Drop) -> float:
+    """Return what a drop comes to by itself, labels and beliefs averaged."""
+    return _with_beliefs(drop.value, max(drop.standard_error, 1.0 / drop.n_samples), drop)[0]
+
+
+def _with_beliefs(value: float, error: float, drop: Drop) -> tuple[float, float]:
+    """Return a loss by labels and its standard error, averaged with what the original believes is lost."""
+    if drop.believed is None or not (isfinite(value) and isfinite(error)):
+        return value, error
+    doubt = hypot(drop.believed_error, BELIEF_DOUBT * drop.believed)
+    if not (error > 0 and doubt > 0):
+        return value, error
+    own, theirs = error**-2, doubt**-2
+    return (own * value + theirs * drop.believed) / (own + theirs), (own + theirs) ** -0.5

@@ -19,7 +19,11 @@ RESOLUTION = 1.02
 """Costs nearer to each other than this factor are not told apart."""
 
 MARGIN = 0.15
-"""Share of the bracket, in logarithms, that each look takes off it at the least."""
+"""Share of the bracket, in logarithms, that each look takes off it at the least.
+
+As long as all looks kept the limit, or none did, the other end is a guess, and steps of `RESOLUTION` that
+double with each look are enough.
+"""
 
 STEPS = 20
 """Bisections that find where a prediction meets the limit."""
@@ -59,25 +63,39 @@ def next_budget(
     """
     holding = [look for look in looks if look.lost <= limit]
     high = min((look.cost for look in holding), default=most)
-    low = max((look.budget for look in looks if look.lost > limit and look.budget < high), default=least)
+    failing = [look.budget for look in looks if look.lost > limit and look.budget < high]
+    low = max(failing, default=least)
     if high <= RESOLUTION * low or any(look.lost >= CLOSE * limit > 0 for look in holding):
         return None
-    width, factor = log(high / low), _factor(looks, limit)
-    if factor is None:
+    width, wanted = log(high / low), _wanted(looks, limit)
+    if wanted is None:
         return exp(log(low) + width / 2)
-    met = meeting(predicted, low, high, AIM * limit / factor)
-    return exp(min(max(log(met), log(low) + MARGIN * width), log(high) - MARGIN * width))
+    met = meeting(predicted, low, high, wanted)
+    margin = MARGIN * width
+    if not (holding and failing):
+        margin = min(margin, log(RESOLUTION) * 2.0 ** (len(looks) - 1))
+    return exp(min(max(log(met), log(low) + margin * bool(failing)), log(high) - margin * bool(holding)))
 
 
-def _factor(looks: Sequence[Look], limit: float) -> float | None:
-    """Return the loss over its prediction where the loss is nearest to the limit; None when unknown."""
+def _wanted(looks: Sequence[Look], limit: float) -> float | None:
+    """Return the predicted loss where the loss should be what is aimed at; None when unknown.
+
+    The loss over its prediction is taken from the look nearest to the limit, and between what keeps the limit
+    and what does not it is interpolated.
+    """
     known = [look for look in looks if 0 < look.lost < inf and 0 < look.predicted < inf]
     if limit <= 0 or (looks and not known):
         return None
+    aim = AIM * limit
     if not looks:
-        return 1.0
+        return aim
+    below = max((look for look in known if look.lost <= limit), key=lambda look: look.lost, default=None)
+    above = min((look for look in known if look.lost > limit), key=lambda look: look.lost, default=None)
+    if below and above and above.predicted > below.predicted:
+        exponent = log(above.predicted / below.predicted) / log(above.lost / below.lost)
+        return float(below.predicted * (aim / below.lost) ** exponent)
     nearest = min(known, key=lambda look: abs(log(look.lost / limit)))
-    return nearest.lost / nearest.predicted
+    return aim * nearest.predicted / nearest.lost
 
 
 def meeting(predicted: Callable[[float], float], low: float, high: float, wanted: float) -> float:

@@ -124,7 +124,7 @@ def test_where_looks_are_long_only_what_is_confirmed_is_recovered(monkeypatch):
 
     def recover(step, replaced, trials):
         recovered.append(step)
-        return {key: 0.9 * lost for key, lost in replaced.items()}
+        return {key: 0.999 * lost for key, lost in replaced.items()}
 
     monkeypatch.setattr(auto, "recover", recover)
     monkeypatch.setattr(Known, "looks_are_long", True)

@@ -33,6 +33,18 @@ def test_a_prediction_of_the_right_form_takes_three_looks(factor):
     assert 3.0 <= cost < 3.0 * 1.05
 
 
+@pytest.mark.parametrize(("true", "guessed"), [(7, 1), (5, 2), (1, 3), (2, 5)])
+def test_looks_on_both_sides_tell_the_form(true, guessed):
+    looks, cost = found(power(1.0, true), power(1.0, guessed), 3.0**-true)
+    assert len(looks) <= 7
+    assert 3.0**-true * CLOSE <= cost**-true <= 3.0**-true
+
+
+def test_a_look_that_kept_the_limit_is_followed_by_one_nearby_where_that_should_use_it_up():
+    budget = next_budget([Look(10.0, 10.0, 1.0, 0.8)], power(1e4, 4), LEAST, MOST, 1.0)
+    assert 9.5 < budget < 9.8
+
+
 @settings(deadline=None)
 @given(st.floats(0.5, 8), st.floats(0.5, 8), st.floats(1.5, 40), st.floats(0.01, 100))
 def test_a_prediction_of_another_form_still_ends_near_the_limit(true, guessed, place, factor):
