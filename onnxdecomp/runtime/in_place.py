@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -42,8 +43,20 @@ MAX_TOGETHER_BYTES = 2**30
 """Models of more bytes than this are not held at once, but a few after the others."""
 
 
-Form = Callable[[Model], onnx.ModelProto]
-"""Makes another form of a model, such as one in INT8."""
+class Formed(Protocol):
+    """Another form of a model, such as one in INT8."""
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model."""
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Keys of the nodes that its nodes came from, by key."""
+
+
+Form = Callable[[Model], Formed]
+"""Makes another form of a model."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def profile_variants(
         threads: Threads inside an operator.
         n_runs: Runs of each.
         max_seconds: As in `time_interleaved`, for all variants together.
-        form: What is profiled in place of each model; nodes and what they put out keep their names.
+        form: What is profiled in place of each model.
 
     Returns:
         The original, and the variants in order, all with the same layers.
@@ -104,17 +117,21 @@ def profile_variants(
     """
     folder = model.parent if isinstance(model, Path) else None
     original = {place.key: place for place in walk(read_proto(model).graph)}
-    if form is not None:
-        model, variants = form(model), [form(variant) for variant in variants]
     owners = [_owners(original, read_proto(variant)) for variant in variants]
     layers = list(dict.fromkeys(layer for found in owners for layer in found.values()))
     dense = {key: layer for found in owners for key, layer in found.items() if key in original}
+    owners = [{**dense, **found} for found in owners]
+    if form is not None:
+        reformed, formed = form(model), [form(variant) for variant in variants]
+        model, dense = reformed.model, _moved(dense, reformed.origins)
+        owners = [_moved(found, other.origins) for found, other in zip(owners, formed, strict=True)]
+        variants = [other.model for other in formed]
     sizes_bytes = [_size_bytes(variant, folder) for variant in variants]
     batches = list(_batches(sizes_bytes, _size_bytes(model, folder)))
     first: InPlace | None = None
     costs: list[InPlace] = []
     for batch in batches:
-        watched = [(model, dense), *((variants[n], {**dense, **owners[n]}) for n in batch)]
+        watched = [(model, dense), *((variants[n], owners[n]) for n in batch)]
         seconds = max_seconds * len(watched) / (len(variants) + len(batches))
         reference, *others = _profile(watched, layers, feeds, threads, folder, n_runs, seconds)
         first = first or reference
@@ -137,6 +154,11 @@ def _owners(original: Mapping[str, NodePlace], variant: onnx.ModelProto) -> dict
         swallowed = _swallowed(original, end) or [end]
         owners |= dict.fromkeys([*(key for _, key in steps), *swallowed], swallowed[0])
     return owners
+
+
+def _moved(owners: Mapping[str, str], origins: Mapping[str, str]) -> dict[str, str]:
+    """Return the layers of nodes in another form of a model."""
+    return {**owners, **{new: owners[old] for new, old in origins.items() if old in owners}}
 
 
 def _swallowed(original: Mapping[str, NodePlace], end: str) -> list[str]:

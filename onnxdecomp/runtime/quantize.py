@@ -93,7 +93,7 @@ def quantize(
         return work.checked(work.layers)
 
 
-def as_fast_as_int8(model: Model, feeds: Feeds, threads: int = 1) -> onnx.ModelProto:
+def as_fast_as_int8(model: Model, feeds: Feeds, threads: int = 1) -> Built:
     """Return a model with all in INT8 that can be, over ranges of one input: what its clock says will hold.
 
     Args:
@@ -110,7 +110,7 @@ def as_fast_as_int8(model: Model, feeds: Feeds, threads: int = 1) -> onnx.ModelP
             raise ModelError(prepared)
         try:
             builder = Int8Builder(prepared, [feeds], [feeds], threads)
-            return builder.build(builder.layers, ALL)[0]
+            return builder.build(builder.layers, ALL)
         except ONNX_ERRORS as error:
             raise ModelError(f"The model cannot be quantized: {first_sentence(error)}") from error
 
@@ -271,7 +271,7 @@ class _Work:
         layers: Keys of the nodes by their names.
         kept: Reasons of the others by key.
         percentage: That of the best ranges.
-        whole: The model over these ranges, and the names of the nodes that are in INT8.
+        whole: The model over these ranges.
         signed: Whether activations are signed; in `whole` they are not.
         padded: Whether inputs are padded to whole blocks of channels.
     """
@@ -299,7 +299,7 @@ class _Work:
         best, least = None, inf
         for percentage in builder.ranges:
             built = builder.build(layers, percentage)
-            error = builder.error(built[0])
+            error = builder.error(built.model)
             if error < least:
                 best, least = cls(builder, layers, kept, percentage, built), error
         assert best is not None, "an error is never infinite"
@@ -335,6 +335,6 @@ class _Work:
 
     def _error_alone(self, name: str) -> float:
         try:
-            return self.builder.error(self.builder.build([name], self.percentage)[0])
+            return self.builder.error(self.builder.build([name], self.percentage).model)
         except ModelError:
             return WORST_ERROR

@@ -49,11 +49,19 @@ QUANTIZER_ERRORS: tuple[type[Exception], ...] = (
 
 
 class Built(NamedTuple):
-    """A model, the names of the nodes that are in INT8, and of those whose input is padded."""
+    """A model in INT8.
+
+    Args:
+        model: The model.
+        done: The names of the nodes that are in INT8.
+        padded: The names of those whose input is padded.
+        origins: Keys of the float nodes that its nodes came from, by key.
+    """
 
     model: onnx.ModelProto
     done: set[str]
     padded: set[str]
+    origins: dict[str, str]
 
 
 NO_RANGE = "its input or output is not finite on the samples"
@@ -140,7 +148,8 @@ class Int8Builder:
         result = quantizer.model.model
         done = _in_int8(result) & set(names)
         wider = pad_channels(result) if padded else set()
-        return Built(self._prepared.finish(result), done, wider)
+        origins = self._prepared.origins(result)
+        return Built(self._prepared.finish(result), done, wider, origins)
 
     def error(self, proto: onnx.ModelProto) -> float:
         """Return the mean relative error of the outputs against the float model's, at most `WORST_ERROR`."""

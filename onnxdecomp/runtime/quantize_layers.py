@@ -21,6 +21,12 @@ def numbered_name(number: int) -> str:
     return f"<int8:{number}>"
 
 
+def number_in(name: str) -> int | None:
+    """Return the number of the node that one of this name came from; None for a new one."""
+    found = _NUMBER.search(name)
+    return int(found[1]) if found else None
+
+
 def with_names(name: str, names: Sequence[str]) -> str:
     """Return the name of a node with names in the place of numbers."""
     return _NUMBER.sub(lambda found: names[int(found[1])], name)
@@ -39,9 +45,9 @@ def sort_out(original: onnx.ModelProto, proto: onnx.ModelProto) -> tuple[dict[st
     layers, kept = {}, {}
     judge = _Judge(proto)
     for node in proto.graph.node:
-        found = _NUMBER.search(node.name)
-        if found and int(found[1]) in dense and is_dense(node.op_type, node.domain):
-            key = dense.pop(int(found[1])).key
+        number = number_in(node.name)
+        if number in dense and is_dense(node.op_type, node.domain):
+            key = dense.pop(number).key
             reason = judge.refusal(node)
             if reason:
                 kept[key] = reason

@@ -28,7 +28,13 @@ from onnxdecomp.graph.names import reads
 from onnxdecomp.graph.sites import is_dense, kind_refusal
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import verify_models
-from onnxdecomp.runtime.quantize_layers import initializers, numbered_name, sort_out, with_names
+from onnxdecomp.runtime.quantize_layers import (
+    initializers,
+    number_in,
+    numbered_name,
+    sort_out,
+    with_names,
+)
 from onnxdecomp.runtime.session import LOG_FATAL, ORT_ERRORS, Feeds, Model, first_sentence
 
 FIRST_OPSET = 13
@@ -67,6 +73,12 @@ class Prepared:
     layers: Mapping[str, str]
     kept: Mapping[str, str]
     original: onnx.ModelProto = field(repr=False)
+
+    def origins(self, proto: onnx.ModelProto) -> dict[str, str]:
+        """Return the keys of the nodes that those of a model made from `self.proto` came from, by key."""
+        keys = [place.key for place in walk(self.original.graph)]
+        numbers = {place.key: number_in(place.node.name) for place in walk(proto.graph)}
+        return {key: keys[number] for key, number in numbers.items() if number is not None}
 
     def finish(self, proto: onnx.ModelProto) -> onnx.ModelProto:
         """Give a model made from `self.proto` back what the original says: names, shapes, origin."""

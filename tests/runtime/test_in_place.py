@@ -120,6 +120,28 @@ def test_in_another_form_what_runs_counts_for_the_layers_of_the_model(make_chain
     assert [variant.layers_ms[key] - dense.layers_ms[key] for key in "abc"] == [n_more] * 3
 
 
+RENAMED = """
+g (float[2, 16] x) => (float[2, 16] y) {
+    a = MatMul(x, w0)
+    b = Add(a, r)
+    c = Relu(b)
+    y = MatMul(c, w1)
+}
+"""
+
+
+@pytest.mark.usefixtures("unit_times")
+@pytest.mark.parametrize(("make_chain", "n_more"), [(single_step, 0), (three_steps, 2)])
+def test_layers_are_known_where_another_form_fuses_them_or_names_what_they_put_out(make_chain, n_more):
+    arrays = {name: normal(16, 16, seed=n) for n, name in enumerate(("w0", "w1"))} | {"r": normal(16)}
+    model, shape = parse(RENAMED, arrays), (2, 16)
+    form = partial(as_fast_as_int8, feeds={"x": normal(*shape)})
+    dense, (variant,) = profile(model, rewrite(model, make_chain), shape=shape, form=form)
+    assert dense.layers_ms.keys() == variant.layers_ms.keys() == {"a", "y"}
+    assert all(dense.layers_ms[key] >= 1 for key in "ay")
+    assert [variant.layers_ms[key] - dense.layers_ms[key] for key in "ay"] == [n_more] * 2
+
+
 @pytest.mark.usefixtures("unit_times")
 def test_nodes_folded_into_a_chain_count_for_the_layer_where_they_still_stand():
     model = parse(FOLDED, {"w": normal(8, 8, 3, 3), "one": np.ones(8, np.float32)})

@@ -215,7 +215,7 @@ def test_a_quantized_model_is_left_alone():
 def test_a_model_to_be_timed_has_the_nodes_of_the_quantized_one():
     model, samples = network(), images(channels=16, side=12)
     timed = as_fast_as_int8(model, {"x": samples["x"][:1]})
-    assert kinds(timed) == kinds(quantize(model, samples).model)
+    assert kinds(timed.model) == kinds(quantize(model, samples).model)
 
 
 @pytest.mark.parametrize("text", ["y = Relu(x)", "q = QuantizeLinear(x, s)  y = DequantizeLinear(q, s)"])
