@@ -1,6 +1,6 @@
 """Which layers a conversion looks at, with which rank policy and methods, and what it chooses for each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
@@ -163,11 +163,18 @@ def _target(group: LayerGroup, config: Config) -> Target:
     if not all(config.selects(*name) for name in names):
         reason = "not selected by --include and --exclude"
     elif not usable:
-        said = sorted({f"{form.name}: {refusal}" for form, refusal in refusals.items()})
-        reason = "; ".join(said)
+        reason = _refused((form.name, str(refusal)) for form, refusal in refusals.items())
     else:
         reason = ""
     return Target(group, policy, usable, method != "auto", reason)
+
+
+def _refused(refusals: Iterable[tuple[str, str]]) -> str:
+    """Return why methods cannot be used, those with the same reason together."""
+    names: dict[str, list[str]] = {}
+    for name, refusal in sorted(set(refusals)):
+        names.setdefault(refusal, []).append(name)
+    return "; ".join(f"{', '.join(own)}: {refusal}" for refusal, own in names.items())
 
 
 def decide(target: Target, config: Config, moments: Moments | None = None) -> Decision:

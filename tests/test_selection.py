@@ -6,7 +6,8 @@ import pytest
 
 from onnxdecomp import selection
 from onnxdecomp.config import Config
-from onnxdecomp.selection import model_inputs
+from onnxdecomp.graph.io import load
+from onnxdecomp.selection import find_with_shapes, model_inputs, plan_targets
 
 ROWS = np.arange(40, dtype=np.float32).reshape(10, 4)
 
@@ -35,3 +36,12 @@ def test_large_samples_are_run_a_few_at_once(folder, monkeypatch, limit, sizes):
 def test_a_scalar_input_makes_every_sample_a_feed_of_its_own(folder):
     feeds = model_inputs(folder / "b.onnx", Config(calibration="b.npz"), n_feeds=4)
     assert [feed["s"].shape for feed in feeds] == [()] * 4
+
+
+def test_methods_that_a_layer_refuses_for_the_same_reason_are_named_together():
+    model = onnx.parser.parse_model(HEAD + "m (float[2, 8] x) => (float[2, 1] y) { y = MatMul(x, w) }")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 1), np.float32), "w"))
+    found, _ = find_with_shapes(load(model), Config())
+    (target,) = plan_targets(found, Config())
+    assert "cp3, cp4: MatMul has no kernel" in target.reason
+    assert target.reason.count("MatMul has no kernel") == 1

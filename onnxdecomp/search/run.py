@@ -263,8 +263,8 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
         reached = f" The mildest one that is faster loses {drop.value:.3g} ± {drop.standard_error:.2g}."
     return (
         f"This network has no low-rank slack at this budget: no choice that is faster loses at most "
-        f"{goal.max_drop:g} of {trials.metric.name} on {trials.parts.description}.{reached} More samples or "
-        "a larger --max-drop may help."
+        f"{goal.max_drop:g} of {trials.metric.name}, standard error included, on {trials.parts.description}."
+        f"{reached} More samples or a larger --max-drop may help."
     )
 
 

@@ -83,7 +83,7 @@ class CpMethod(Method):
 def shared_refusal(layer: Layer) -> str | None:
     """Return why no CP form makes sense, or None: the conditions that do not depend on the split."""
     if not layer.kernel:
-        return f"{layer.op_type} has no kernel, so CP would be a plain SVD: use svd."
+        return f"{layer.op_type} has no kernel, so CP would be a plain SVD: svd is the method for it"
     if max(layer.kernel) == 1:
         return "the kernel has one tap, so CP would be a plain SVD: svd is the method for it"
     if layer.weight_shape[1] == 1 and layer.out_channels == layer.group:
