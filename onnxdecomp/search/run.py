@@ -259,7 +259,7 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
     mildest = search.at_cost(BARELY_FASTER * search.dense_cost)
     reached = ""
     if mildest is not None and mildest.replaced:
-        drop = mildest.drop
+        drop = trials.confirmed_with(mildest.replaced).pooled(mildest.drop)
         reached = f" The mildest one that is faster loses {drop.value:.3g} ± {drop.standard_error:.2g}."
     return (
         f"This network has no low-rank slack at this budget: no choice that is faster loses at most "
