@@ -17,6 +17,7 @@ from onnxdecomp.runtime.compare import output_error, verify_models
 from onnxdecomp.runtime.machine import int8_saturates
 from onnxdecomp.runtime.quantize_channels import pad_channels
 from onnxdecomp.runtime.quantize_layers import initializers
+from onnxdecomp.runtime.quantize_normalization import normalizations, to_convolutions
 from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, Prepared
 from onnxdecomp.runtime.quantize_ranges import find_ranges, tensors_data
 from onnxdecomp.runtime.session import Feeds, first_sentence, open_session, run
@@ -91,7 +92,8 @@ class Int8Builder:
         self._compared = compared
         self._threads = threads
         self._constants = initializers(prepared.proto)
-        nodes = [node for node in prepared.proto.graph.node if _is_known(node)]
+        self._normalizations = normalizations(prepared.proto)
+        nodes = [node for node in prepared.proto.graph.node if self._is_known(node)]
         tensors = {name for node in nodes for name in (*node.input, *node.output)} - set(self._constants)
         self.ranges = find_ranges(prepared.proto, tensors, feeds, threads)
         self._ranged = min(self.ranges.values(), key=len).keys()
@@ -129,6 +131,7 @@ class Int8Builder:
         proto.CopyFrom(self._prepared.proto)
         chosen = self._with_companions(set(names))
         _part_weights(proto, chosen)
+        to_convolutions(proto, {name: n for name, n in self._normalizations.items() if name in chosen})
         quantizer = QDQQuantizer(
             proto,
             per_channel=True,
@@ -186,7 +189,7 @@ class Int8Builder:
         for node in self._prepared.proto.graph.node:
             if node.name in names:
                 int8.update(node.output)
-            elif node.op_type in LAYERS or not _is_known(node):
+            elif node.op_type in LAYERS or not self._is_known(node):
                 continue
             else:
                 taken = node.input if node.op_type in MERGING else node.input[:1]
@@ -196,9 +199,9 @@ class Int8Builder:
                     int8.update(node.output)
         return chosen
 
-
-def _is_known(node: NodeProto) -> bool:
-    return node.domain in STANDARD_DOMAINS and node.op_type in (*LAYERS, *MERGING, *PASSING)
+    def _is_known(self, node: NodeProto) -> bool:
+        is_standard = node.domain in STANDARD_DOMAINS and node.op_type in (*LAYERS, *MERGING, *PASSING)
+        return is_standard or node.name in self._normalizations
 
 
 def _part_weights(proto: onnx.ModelProto, chosen: Collection[str]) -> None:

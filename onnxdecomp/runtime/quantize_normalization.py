@@ -1,0 +1,71 @@
+"""BatchNormalization as a depthwise convolution with a kernel of one sample, which onnxruntime runs in INT8.
+
+Behind a convolution it is folded into that. Behind a ReLU, or in networks that normalize first, it stands
+alone, and in float: what comes in INT8 would be brought to float for it and back.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+from onnx.helper import get_attribute_value, make_node
+from onnx.numpy_helper import from_array, to_array
+
+from onnxdecomp.graph.lens import STANDARD_DOMAINS
+from onnxdecomp.graph.names import fresh, used_names
+from onnxdecomp.runtime.quantize_layers import initializers
+
+DEFAULT_EPSILON = 1e-5
+
+
+def normalizations(proto: onnx.ModelProto) -> dict[str, int]:
+    """Return by node name the spatial axes of each BatchNormalization that can be such a convolution.
+
+    Its statistics are constants, it does not train, and it is known to have a spatial axis at least.
+
+    Args:
+        proto: A model with inferred shapes.
+    """
+    constants = initializers(proto)
+    values = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+    shapes = {v.name: v.type.tensor_type.shape for v in values if v.type.tensor_type.HasField("shape")}
+    found = {}
+    for node in proto.graph.node:
+        if node.op_type == "BatchNormalization" and node.domain in STANDARD_DOMAINS:
+            n_axes = len(shapes[node.input[0]].dim) - 2 if node.input[0] in shapes else 0
+            if n_axes > 0 and _is_fixed(node, constants):
+                found[node.name] = n_axes
+    return found
+
+
+def to_convolutions(proto: onnx.ModelProto, n_axes: Mapping[str, int]) -> None:
+    """Rewrite normalizations in place; the convolutions keep their names.
+
+    Args:
+        proto: The model.
+        n_axes: The nodes, as `normalizations` returns them.
+    """
+    constants = initializers(proto)
+    taken = {*used_names(proto.graph), *constants}
+    for node in proto.graph.node:
+        if node.name in n_axes:
+            scale, shift, mean, variance = (to_array(constants[name]) for name in node.input[1:5])
+            factor = scale / np.sqrt(variance + _attribute(node, "epsilon", DEFAULT_EPSILON))
+            kernel = factor.reshape(-1, 1, *[1] * n_axes[node.name])  # (C, 1, 1 ...)
+            names = [fresh(f"{node.output[0]}_{label}", taken) for label in ("factor", "shift")]
+            for name, array in zip(names, (kernel, shift - factor * mean), strict=True):
+                proto.graph.initializer.append(from_array(np.asarray(array, np.float32), name))
+            node.CopyFrom(
+                make_node("Conv", [node.input[0], *names], node.output[:1], node.name, group=len(kernel))
+            )
+
+
+def _is_fixed(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    tensors = [constants.get(name) for name in node.input[1:5]]
+    known = all(tensor is not None and tensor.data_type == TensorProto.FLOAT for tensor in tensors)
+    return known and not _attribute(node, "training_mode", 0) and not any(node.output[1:])
+
+
+def _attribute(node: NodeProto, name: str, default: float) -> float:
+    return next((get_attribute_value(a) for a in node.attribute if a.name == name), default)
