@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 from onnx.helper import get_attribute_value, make_node
 from onnx.numpy_helper import from_array, to_array
@@ -22,7 +23,8 @@ DEFAULT_EPSILON = 1e-5
 def normalizations(proto: onnx.ModelProto) -> dict[str, int]:
     """Return by node name the spatial axes of each BatchNormalization that can be such a convolution.
 
-    Its statistics are constants, it does not train, and it is known to have a spatial axis at least.
+    Its statistics are constants, what it computes is finite, it does not train, and its input is known to have
+    a spatial axis at least.
 
     Args:
         proto: A model with inferred shapes.
@@ -50,12 +52,11 @@ def to_convolutions(proto: onnx.ModelProto, n_axes: Mapping[str, int]) -> None:
     taken = {*used_names(proto.graph), *constants}
     for node in proto.graph.node:
         if node.name in n_axes:
-            scale, shift, mean, variance = (to_array(constants[name]) for name in node.input[1:5])
-            factor = scale / np.sqrt(variance + _attribute(node, "epsilon", DEFAULT_EPSILON))
+            factor, shift = _affine(node, constants)
             kernel = factor.reshape(-1, 1, *[1] * n_axes[node.name])  # (C, 1, 1 ...)
             names = [fresh(f"{node.output[0]}_{label}", taken) for label in ("factor", "shift")]
-            for name, array in zip(names, (kernel, shift - factor * mean), strict=True):
-                proto.graph.initializer.append(from_array(np.asarray(array, np.float32), name))
+            for name, array in zip(names, (kernel, shift), strict=True):
+                proto.graph.initializer.append(from_array(array, name))
             node.CopyFrom(
                 make_node("Conv", [node.input[0], *names], node.output[:1], node.name, group=len(kernel))
             )
@@ -64,7 +65,19 @@ def to_convolutions(proto: onnx.ModelProto, n_axes: Mapping[str, int]) -> None:
 def _is_fixed(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     tensors = [constants.get(name) for name in node.input[1:5]]
     known = all(tensor is not None and tensor.data_type == TensorProto.FLOAT for tensor in tensors)
-    return known and not _attribute(node, "training_mode", 0) and not any(node.output[1:])
+    if not known or _attribute(node, "training_mode", 0) or any(node.output[1:]):
+        return False
+    return bool(np.all(np.isfinite(_affine(node, constants))))
+
+
+def _affine(
+    node: NodeProto, constants: Mapping[str, TensorProto]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what a normalization multiplies channels by, and adds then, ``(C,)`` each."""
+    scale, shift, mean, variance = (to_array(constants[name]) for name in node.input[1:5])
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(variance + _attribute(node, "epsilon", DEFAULT_EPSILON))
+        return np.asarray(factor, np.float32), np.asarray(shift - factor * mean, np.float32)
 
 
 def _attribute(node: NodeProto, name: str, default: float) -> float:

@@ -100,3 +100,10 @@ def test_others_are_left_alone(text):
     numbers = statistics(3)
     arrays = {name: array for name, array in numbers.items() if f"float[3] {name}" not in text}
     assert normalizations(parse(text, arrays)) == {}
+
+
+def test_one_that_divides_by_zero_is_left_alone():
+    text = """g (float[2, 3, 4] x) => (float[2, 3, 4] y) {
+        y = BatchNormalization<epsilon = 0.0>(x, scale, shift, mean, var) }"""
+    assert normalizations(parse(text, statistics(3)))
+    assert not normalizations(parse(text, statistics(3) | {"var": np.zeros(3, np.float32)}))
