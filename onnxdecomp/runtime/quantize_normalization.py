@@ -23,8 +23,8 @@ DEFAULT_EPSILON = 1e-5
 def normalizations(proto: onnx.ModelProto) -> dict[str, int]:
     """Return by node name the spatial axes of each BatchNormalization that can be such a convolution.
 
-    Its statistics are constants, what it computes is finite, it does not train, and its input is known to have
-    a spatial axis at least.
+    Its statistics are constants, what it computes is finite, it does not train, and its input is known to
+    have a spatial axis at least.
 
     Args:
         proto: A model with inferred shapes.
