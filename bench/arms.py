@@ -22,7 +22,7 @@ from bench.networks import Network
 from onnxdecomp import convert
 from onnxdecomp.config import LayerRule
 from onnxdecomp.report.outcome import Report
-from onnxdecomp.runtime.quantize_prepare import quiet
+from onnxdecomp.runtime.int8.prepare import quiet
 from onnxdecomp.runtime.samples import batches, load_samples
 
 OURS, OURS_INT8, INT8, ENERGY, EVBMF = (

@@ -12,7 +12,7 @@ from onnxdecomp.decomposing import Decide, Run, decomposed_within
 from onnxdecomp.errors import ModelError
 from onnxdecomp.put_back import Staged, keep_all
 from onnxdecomp.report.outcome import Report
-from onnxdecomp.runtime.quantize import Quantized
+from onnxdecomp.runtime.int8.quantize import Quantized
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.search.goal import FLOAT_SHARE, Goal, is_for_int8
 from onnxdecomp.search.int8 import quantized

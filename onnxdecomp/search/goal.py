@@ -13,10 +13,10 @@ from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.methods.base import Chain, Ranks
 from onnxdecomp.ranks.study import Candidate
 from onnxdecomp.runtime.in_place import Form, InPlace, profile_variants
+from onnxdecomp.runtime.int8.quantize import as_fast_as_int8
 from onnxdecomp.runtime.latency_table import STEADY
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.observe import node_times
-from onnxdecomp.runtime.quantize import as_fast_as_int8
 from onnxdecomp.runtime.session import Feeds
 from onnxdecomp.search.auto import Cost
 from onnxdecomp.search.options import LayerOptions, Option

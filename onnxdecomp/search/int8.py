@@ -4,7 +4,7 @@ import onnx
 
 from onnxdecomp.config import Config
 from onnxdecomp.proof import compare_latency
-from onnxdecomp.runtime.quantize import Quantized, search_int8
+from onnxdecomp.runtime.int8.quantize import Quantized, search_int8
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP
 from onnxdecomp.search.trial import Trials

@@ -7,8 +7,8 @@ import pytest
 
 from onnxdecomp.runtime import in_place as module
 from onnxdecomp.runtime.in_place import InPlace, _batches, _covered_ms, _Neighbours, profile_variants
+from onnxdecomp.runtime.int8.quantize import as_fast_as_int8
 from onnxdecomp.runtime.latency import Timing
-from onnxdecomp.runtime.quantize import as_fast_as_int8
 from tests.graph.models import normal, parse, rewrite, single_step, three_steps
 
 GEMMS = """

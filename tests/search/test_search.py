@@ -13,8 +13,8 @@ from onnxdecomp.errors import BudgetError, ModelError, UsageError
 from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.int8.quantize import Quantized
 from onnxdecomp.runtime.machine import channel_block
-from onnxdecomp.runtime.quantize import Quantized
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.fitting import Fitter
 from tests.networks import network

@@ -28,7 +28,7 @@ from onnxdecomp.graph.names import reads
 from onnxdecomp.graph.sites import is_dense, kind_refusal
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import verify_models
-from onnxdecomp.runtime.quantize_layers import (
+from onnxdecomp.runtime.int8.layers import (
     initializers,
     number_in,
     numbered_name,

@@ -15,7 +15,7 @@ from onnx.numpy_helper import from_array, to_array
 
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.names import fresh, used_names
-from onnxdecomp.runtime.quantize_layers import initializers
+from onnxdecomp.runtime.int8.layers import initializers
 
 DEFAULT_EPSILON = 1e-5
 

@@ -14,12 +14,12 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import output_error, verify_models
+from onnxdecomp.runtime.int8.channels import pad_channels
+from onnxdecomp.runtime.int8.layers import initializers
+from onnxdecomp.runtime.int8.normalization import normalizations, to_convolutions
+from onnxdecomp.runtime.int8.prepare import ONNX_ERRORS, Prepared
+from onnxdecomp.runtime.int8.ranges import find_ranges, tensors_data
 from onnxdecomp.runtime.machine import int8_saturates
-from onnxdecomp.runtime.quantize_channels import pad_channels
-from onnxdecomp.runtime.quantize_layers import initializers
-from onnxdecomp.runtime.quantize_normalization import normalizations, to_convolutions
-from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, Prepared
-from onnxdecomp.runtime.quantize_ranges import find_ranges, tensors_data
 from onnxdecomp.runtime.session import Feeds, first_sentence, open_session, run
 
 LAYERS = ("Conv", "Gemm", "MatMul")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from onnxdecomp.runtime.compare import output_error
 from onnxdecomp.runtime.evaluate import outputs_over
-from onnxdecomp.runtime.quantize import quantize
-from onnxdecomp.runtime.quantize_normalization import normalizations, to_convolutions
+from onnxdecomp.runtime.int8.normalization import normalizations, to_convolutions
+from onnxdecomp.runtime.int8.quantize import quantize
 from onnxdecomp.runtime.session import open_session, run
 from tests.graph.models import normal, parse
 

@@ -15,10 +15,10 @@ import onnx
 
 from onnxdecomp.errors import ModelError, unknown_name
 from onnxdecomp.graph.walk import walk
+from onnxdecomp.runtime.int8.build import WORST_ERROR, Built, Int8Builder
+from onnxdecomp.runtime.int8.prepare import ONNX_ERRORS, prepare, quiet
+from onnxdecomp.runtime.int8.ranges import ALL
 from onnxdecomp.runtime.machine import int8_saturates
-from onnxdecomp.runtime.quantize_build import WORST_ERROR, Built, Int8Builder
-from onnxdecomp.runtime.quantize_prepare import ONNX_ERRORS, prepare, quiet
-from onnxdecomp.runtime.quantize_ranges import ALL
 from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, first_sentence, read_proto
 

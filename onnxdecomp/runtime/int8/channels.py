@@ -12,7 +12,7 @@ from onnx.helper import get_attribute_value, make_node
 from onnx.numpy_helper import from_array, to_array
 
 from onnxdecomp.graph.names import fresh, remove, used_names
-from onnxdecomp.runtime.quantize_layers import initializers
+from onnxdecomp.runtime.int8.layers import initializers
 
 CHANNEL_BLOCK = 4
 """Input channels that the kernel takes at once, on x86 and on ARM."""

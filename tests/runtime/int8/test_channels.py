@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.runtime.quantize import quantize, search_int8
-from onnxdecomp.runtime.quantize_channels import CHANNEL_BLOCK, pad_channels
+from onnxdecomp.runtime.int8.channels import CHANNEL_BLOCK, pad_channels
+from onnxdecomp.runtime.int8.quantize import quantize, search_int8
 from onnxdecomp.runtime.session import open_session, run
 from tests.graph.models import normal, parse
 

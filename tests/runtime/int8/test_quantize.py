@@ -9,10 +9,12 @@ import pytest
 from onnx import numpy_helper
 
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.runtime import machine, quantize_build, quantize_ranges
+from onnxdecomp.runtime import machine
 from onnxdecomp.runtime.compare import output_error, verify_models
 from onnxdecomp.runtime.evaluate import outputs_over
-from onnxdecomp.runtime.quantize import Quantized, as_fast_as_int8, quantize, search_int8
+from onnxdecomp.runtime.int8 import build as int8_build
+from onnxdecomp.runtime.int8 import ranges as int8_ranges
+from onnxdecomp.runtime.int8.quantize import Quantized, as_fast_as_int8, quantize, search_int8
 from onnxdecomp.runtime.session import open_session, read_proto, run
 from tests.graph.models import normal, parse
 from tests.networks import network
@@ -313,12 +315,12 @@ def test_rare_outliers_do_not_take_the_steps_of_the_bulk(monkeypatch):
     model, samples, typical = parse(text, CONV_ARRAYS), images(64, side=32), images(8, side=32, seed=1)
     samples["x"][5, 1, 2, 3] = 60.0
     with_percentiles = error(quantize(model, samples), model, typical)
-    monkeypatch.setattr(quantize_ranges, "PERCENTAGES", (quantize_ranges.ALL,))
+    monkeypatch.setattr(int8_ranges, "PERCENTAGES", (int8_ranges.ALL,))
     assert with_percentiles < error(quantize(model, samples), model, typical) / 3
 
 
 def test_seven_bits_where_products_of_eight_saturate(monkeypatch):
-    monkeypatch.setattr(quantize_build, "int8_saturates", lambda: True)
+    monkeypatch.setattr(int8_build, "int8_saturates", lambda: True)
     found = quantize(parse(ONE_CONV, CONV_ARRAYS), images())
     weight = next(t for t in found.model.graph.initializer if list(t.dims) == [4, 3, 3, 3])
     assert np.abs(numpy_helper.to_array(weight)).max() <= 64
@@ -349,8 +351,8 @@ def test_a_model_that_comes_out_broken_is_not_handed_out(monkeypatch):
         scale.CopyFrom(numpy_helper.from_array(np.float32(np.nan), "y_scale"))
         return built
 
-    build = quantize_build.Int8Builder.build
-    monkeypatch.setattr(quantize_build.Int8Builder, "build", broken)
+    build = int8_build.Int8Builder.build
+    monkeypatch.setattr(int8_build.Int8Builder, "build", broken)
     found = quantize(parse(ONE_CONV, CONV_ARRAYS), images())
     assert found.model is None
     assert "not finite" in found.reason
@@ -439,7 +441,7 @@ def once_within():
 
 
 def test_nodes_that_are_faster_in_float_stay_there_while_the_budget_holds(monkeypatch):
-    monkeypatch.setattr("onnxdecomp.runtime.quantize.MAX_TRIMMED", 2)
+    monkeypatch.setattr("onnxdecomp.runtime.int8.quantize.MAX_TRIMMED", 2)
 
     def n_quantizers(model) -> int:
         return sum(node.op_type == "QuantizeLinear" for node in read_proto(model).graph.node)
@@ -462,7 +464,7 @@ def test_search_hands_on_why_a_model_cannot_be_quantized():
 
 
 def test_a_trained_network_keeps_its_accuracy_at_a_quarter_of_its_size():
-    folder = Path(__file__).parents[2] / "models"
+    folder = Path(__file__).parents[3] / "models"
     model = onnx.load(folder / "song_mnist.onnx")
     with np.load(folder / "calibration" / "mnist.npz") as file:
         samples = {"image": file["image"].astype(np.float32)}
