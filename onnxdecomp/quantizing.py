@@ -49,7 +49,8 @@ def in_int8(
         reason = reason or found.reason
         if found.model is not None:
             fastest, best = found.model, (found, chosen, report)
-            break
+            if not found.spared:  # else a milder decomposition may be all in INT8, and faster
+                break
     if report.decomposed:
         found = tried(trials.original, fastest)
         if found.model is not None:

@@ -3,11 +3,13 @@
 import importlib
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
+from onnxdecomp import quantizing
 from onnxdecomp.config import STEPS, LayerRule
 from onnxdecomp.errors import BudgetError, ModelError, UsageError
 from onnxdecomp.graph.io import load
@@ -282,6 +284,26 @@ def test_layers_are_chosen_by_what_they_cost_in_int8_if_that_is_faster(
         assert "c1" in chosen
         assert chosen == {layer.key: (layer.method, layer.ranks) for layer in plain.decomposed}
         assert any(note.startswith("Kept in float") for note in report.notes)
+
+
+@pytest.mark.parametrize(("spared", "n_tried"), [(False, 2), (True, 4)])
+def test_where_int8_leaves_layers_in_float_milder_decompositions_are_tried_too(
+    model, calibration, monkeypatch, spared, n_tried
+):
+    tried = []
+
+    def quantized(of, trials, config, against):
+        found = replace(quantize(of, trials, config, against), spared=spared)
+        tried.append(of)
+        return found
+
+    quantize = quantizing.quantized
+    monkeypatch.setattr(quantizing, "quantized", quantized)
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", clock_of(3.0, 1.5))
+    report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
+    assert report.int8
+    assert report.decomposed
+    assert len(tried) == n_tried  # the original in INT8 among them
 
 
 def test_what_has_no_form_in_int8_is_decomposed_in_float(model, calibration, monkeypatch):

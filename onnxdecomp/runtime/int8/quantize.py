@@ -52,6 +52,7 @@ class Quantized:
         kept: The others of them, and the ConvTranspose, each with the reason why it stays in float.
         reason: Why there is no model; empty when there is one.
         padded: The convolutions whose input got channels of zero weight.
+        spared: Whether nodes stay in float because in INT8 they would lose too much.
     """
 
     model: onnx.ModelProto | None
@@ -59,6 +60,7 @@ class Quantized:
     kept: tuple[tuple[str, str], ...] = ()
     reason: str = ""
     padded: tuple[str, ...] = ()
+    spared: bool = False
 
 
 def quantize(
@@ -196,7 +198,7 @@ def _bisect(work: "_Work", loss: Loss, budget: float, least: float, problem: str
         missed = f"INT8 loses at least {least:.3g} and the budget is {budget:.3g}."
         return work.nothing(missed if least < inf else problem or missed, reason)
     in_float = tuple((work.layers[name], reason) for name in order[:holds])
-    return replace(found, kept=in_float + found.kept)
+    return replace(found, kept=in_float + found.kept, spared=True)
 
 
 def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
@@ -211,7 +213,7 @@ def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
     with quiet():
         tried = wider.checked(chosen)
     if tried.padded and improved(tried):
-        work, found = wider, replace(tried, kept=found.kept)
+        work, found = wider, replace(found, model=tried.model, padded=tried.padded)
     if not int8_saturates():
         signed = replace(work, signed=True)
         with quiet():
@@ -225,7 +227,7 @@ def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
         if not rest or not improved(tried):
             break
         kept = ((work.layers[name], "it is faster in float"), *found.kept)
-        chosen, found = rest, replace(tried, kept=kept)
+        chosen, found = rest, replace(tried, kept=kept, spared=found.spared)
     return found
 
 
