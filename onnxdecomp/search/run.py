@@ -152,6 +152,7 @@ class NetworkSearch:
         with watched(trials, self._track, "searching"):
             pick = _pick(search, goal, in_place.total_ms, self._config)
             notes = [] if pick else [_no_slack(search, goal, trials)]
+        notes += _coarseness(goal, trials)
         decisions = [(target, self._decided(target, pick)) for target in self._targets]
         return Searched(decisions, tuple(pick.recovered) if pick else (), notes)
 
@@ -266,6 +267,17 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
         f"{goal.max_drop:g} of {trials.metric.name}, standard error included, on {trials.parts.description}."
         f"{reached} More samples or a larger --max-drop may help."
     )
+
+
+def _coarseness(goal: Goal, trials: Trials) -> list[str]:
+    """Return what to say when the budget is less than a single answer: luck then has a part in the choice."""
+    n_answers, name = trials.n_answers, trials.metric.name
+    if not goal.max_drop or trials.metric.unit != "share" or n_answers * goal.max_drop >= 1:
+        return []
+    return [
+        f"A single answer of {n_answers} is {1 / n_answers:.2g} of {name}, more than the budget of "
+        f"{goal.max_drop:g}: only a model that loses none is taken. With more samples it may be faster."
+    ]
 
 
 def _decision(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -61,6 +62,7 @@ class Trials:
 
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
+        n_answers: Answers that a metric which counts them counts, on the smaller part of the samples.
         known_outputs: What layers of the original put out on the recovery samples.
         searched: Layers that may be replaced, if that is known: recovery runs batches in which the outputs of
             all of them fit, so that what is known of the original stays known for other choices.
@@ -95,6 +97,7 @@ class Trials:
             _check_labels(labels, reference, self._choose)
         unseen = self._original_outputs("confirm", parts.confirm)
         self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
+        self.n_answers = min(_n_answers(reference), _n_answers(unseen))
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
@@ -231,6 +234,11 @@ class Trials:
         """Let whoever watches know that a model was run."""
         if self.watch is not None:
             self.watch()
+
+
+def _n_answers(outputs: Outputs) -> int:
+    """Return how many classes the first output names, ``(n, ..., C)``: one a sample, or one a step of it."""
+    return prod(np.shape(next(iter(outputs.values())))[:-1])
 
 
 def _batch_of(samples: Samples) -> int:

@@ -88,6 +88,16 @@ def test_a_larger_budget_gives_a_smaller_model(model, calibration):
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.parametrize(
+    ("metric", "max_drop", "is_said"),
+    [("agreement", 0.01, True), ("agreement", 0.2, False), ("sqnr", 0.01, False)],
+)
+def test_a_budget_of_less_than_one_answer_is_said(model, calibration, metric, max_drop, is_said):
+    report = search(model, calibration, metric=metric, max_drop=max_drop)
+    said = [note for note in report.notes if "A single answer of 24 is 0.042 of agreement" in note]
+    assert len(said) == is_said
+
+
 def test_labels_decide_where_there_are_some(model, calibration, evaluation):
     report = search(model, calibration, evaluation=evaluation, max_drop=0.2)
     assert (report.accuracy.metric, report.accuracy.before) == ("top1", 1.0)
