@@ -19,6 +19,9 @@ from onnxdecomp.graph.weights import Constant, trace
 _FIRST_OPSET = 7
 """Older Mul and Add broadcast by attribute, and an older BatchNormalization trains by default."""
 
+DEFAULT_EPSILON = 1e-5
+"""What BatchNormalization adds to the variance where it does not say."""
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -50,10 +53,23 @@ class Tail:
                 case "Add":
                     shift = shift + values[0]
                 case _:
-                    gamma, beta, mean, variance = values
-                    factor = gamma / np.sqrt(variance + fold.place.node.attrs.get("epsilon", 1e-5))
-                    scale, shift = scale * factor, (shift - mean) * factor + beta
+                    epsilon = fold.place.node.attrs.get("epsilon", DEFAULT_EPSILON)
+                    factor, offset = normalization(*values, epsilon=epsilon)
+                    scale, shift = scale * factor, shift * factor + offset
         return scale, shift
+
+
+def normalization(
+    gamma: NDArray[np.floating],
+    beta: NDArray[np.floating],
+    mean: NDArray[np.floating],
+    variance: NDArray[np.floating],
+    *,
+    epsilon: float = DEFAULT_EPSILON,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what BatchNormalization does to a channel: ``y = factor x + offset``, two arrays ``(C,)``."""
+    factor = np.asarray(gamma, np.float64) / np.sqrt(np.asarray(variance, np.float64) + epsilon)
+    return factor, np.asarray(beta - factor * mean, np.float64)
 
 
 def find_tail(lens: Lens, place: Place, n_channels: int, n_axes: int) -> Tail | None:

@@ -15,7 +15,7 @@ from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import output_error, verify_models
 from onnxdecomp.runtime.int8.channels import pad_channels
-from onnxdecomp.runtime.int8.layers import initializers
+from onnxdecomp.runtime.int8.layers import attribute, initializers
 from onnxdecomp.runtime.int8.normalization import normalizations, to_convolutions
 from onnxdecomp.runtime.int8.prepare import ONNX_ERRORS, Prepared
 from onnxdecomp.runtime.int8.ranges import find_ranges, tensors_data
@@ -110,7 +110,7 @@ class Int8Builder:
         shape = self._constants[node.input[1]].dims
         if node.op_type == "Conv":
             return prod(shape[1:])
-        columns = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+        columns = node.op_type == "Gemm" and attribute(node, "transB", 0)
         return int(shape[-1] if columns else shape[-2] if len(shape) > 1 else 1)
 
     def build(

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
-from onnx.helper import get_attribute_value, make_node
+from onnx.helper import make_node
 from onnx.numpy_helper import from_array, to_array
 
 from onnxdecomp.graph.names import fresh, remove, used_names
-from onnxdecomp.runtime.int8.layers import initializers
+from onnxdecomp.runtime.int8.layers import attribute, initializers
 
 CHANNEL_BLOCK = 4
 """Input channels that the kernel takes at once, on x86 and on ARM."""
@@ -63,7 +63,7 @@ class _Padding:
         """Return the weight ``(O, I, *K)`` of a convolution in INT8 that has no groups."""
         if node.op_type != "Conv" or not self._dequantized.keys() >= set(node.input[:2]):
             return None
-        groups = next((get_attribute_value(a) for a in node.attribute if a.name == "group"), 1)
+        groups = attribute(node, "group", 1)
         return self._constants.get(self._dequantized[node.input[1]].input[0]) if groups == 1 else None
 
     def widened(self, node: NodeProto, weight: TensorProto) -> list[NodeProto]:

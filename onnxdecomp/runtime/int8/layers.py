@@ -38,6 +38,11 @@ def initializers(proto: onnx.ModelProto) -> dict[str, TensorProto]:
     return {tensor.name: tensor for tensor in proto.graph.initializer if tensor.name not in inputs}
 
 
+def attribute(node: NodeProto, name: str, default: float) -> float:
+    """Return a number that is an attribute of a node."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
 def sort_out(original: onnx.ModelProto, proto: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
     """Return the nodes that can be quantized (key by name) and why the others cannot (reason by key)."""
     places = enumerate(walk(original.graph))
@@ -94,12 +99,11 @@ class _Judge:
         return self._gemm_refusal(node, weight) if node.op_type == "Gemm" else self._bias_refusal(node, None)
 
     def _gemm_refusal(self, node: NodeProto, weight: TensorProto) -> str | None:
-        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if options.get("transA", 0):
+        if attribute(node, "transA", 0):
             return "its input is transposed"
-        if options.get("alpha", 1.0) != 1.0 or options.get("beta", 1.0) != 1.0:
+        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
             return "its alpha or beta is not 1"
-        return self._bias_refusal(node, weight.dims[0 if options.get("transB", 0) else 1])
+        return self._bias_refusal(node, weight.dims[0 if attribute(node, "transB", 0) else 1])
 
     def _bias_refusal(self, node: NodeProto, n_outputs: int | None) -> str | None:
         if len(node.input) < 3 or not node.input[2]:

@@ -10,14 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
-from onnx.helper import get_attribute_value, make_node
+from onnx.helper import make_node
 from onnx.numpy_helper import from_array, to_array
 
+from onnxdecomp.graph.fold import DEFAULT_EPSILON, normalization
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.names import fresh, used_names
-from onnxdecomp.runtime.int8.layers import initializers
-
-DEFAULT_EPSILON = 1e-5
+from onnxdecomp.runtime.int8.layers import attribute, initializers
 
 
 def normalizations(proto: onnx.ModelProto) -> dict[str, int]:
@@ -65,7 +64,7 @@ def to_convolutions(proto: onnx.ModelProto, n_axes: Mapping[str, int]) -> None:
 def _is_fixed(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     tensors = [constants.get(name) for name in node.input[1:5]]
     known = all(tensor is not None and tensor.data_type == TensorProto.FLOAT for tensor in tensors)
-    if not known or _attribute(node, "training_mode", 0) or any(node.output[1:]):
+    if not known or attribute(node, "training_mode", 0) or any(node.output[1:]):
         return False
     return bool(np.all(np.isfinite(_affine(node, constants))))
 
@@ -74,11 +73,8 @@ def _affine(
     node: NodeProto, constants: Mapping[str, TensorProto]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return what a normalization multiplies channels by, and adds then, ``(C,)`` each."""
-    scale, shift, mean, variance = (to_array(constants[name]) for name in node.input[1:5])
+    values = (to_array(constants[name]) for name in node.input[1:5])
     with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(variance + _attribute(node, "epsilon", DEFAULT_EPSILON))
-        return np.asarray(factor, np.float32), np.asarray(shift - factor * mean, np.float32)
-
-
-def _attribute(node: NodeProto, name: str, default: float) -> float:
-    return next((get_attribute_value(a) for a in node.attribute if a.name == name), default)
+        found = normalization(*values, epsilon=attribute(node, "epsilon", DEFAULT_EPSILON))
+        factor, shift = (np.asarray(array, np.float32) for array in found)
+    return factor, shift
