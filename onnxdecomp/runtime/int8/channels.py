@@ -33,8 +33,8 @@ def pad_channels(proto: onnx.ModelProto) -> set[str]:
     nodes: list[NodeProto] = []
     padded = set()
     for node in graph.node:
-        weight = padding.weight(node)
-        if weight is not None and weight.dims[1] % CHANNEL_BLOCK:
+        weight = padding.narrow_weight(node)
+        if weight is not None:
             nodes += padding.widened(node, weight)
             padded.add(node.name)
         nodes.append(node)
@@ -42,6 +42,12 @@ def pad_channels(proto: onnx.ModelProto) -> set[str]:
     graph.node.extend(nodes)
     _drop_unused(graph, padding.replaced)
     return padded
+
+
+def lacks_channels(proto: onnx.ModelProto) -> bool:
+    """Tell whether `pad_channels` would pad anything."""
+    padding = _Padding(proto)
+    return any(padding.narrow_weight(node) is not None for node in proto.graph.node)
 
 
 class _Padding:
@@ -59,12 +65,13 @@ class _Padding:
         self._taken |= {name for n in proto.graph.node for name in (n.name, *n.output)}
         self.replaced: set[str] = set()
 
-    def weight(self, node: NodeProto) -> TensorProto | None:
-        """Return the weight ``(O, I, *K)`` of a convolution in INT8 that has no groups."""
+    def narrow_weight(self, node: NodeProto) -> TensorProto | None:
+        """Return the weight ``(O, I, *K)`` of a convolution in INT8, without groups, that lacks channels."""
         if node.op_type != "Conv" or not self._dequantized.keys() >= set(node.input[:2]):
             return None
-        groups = attribute(node, "group", 1)
-        return self._constants.get(self._dequantized[node.input[1]].input[0]) if groups == 1 else None
+        weight = self._constants.get(self._dequantized[node.input[1]].input[0])
+        is_narrow = weight is not None and weight.dims[1] % CHANNEL_BLOCK > 0
+        return weight if is_narrow and attribute(node, "group", 1) == 1 else None
 
     def widened(self, node: NodeProto, weight: TensorProto) -> list[NodeProto]:
         """Give a convolution wider inputs, and return the nodes that make them."""

@@ -16,6 +16,7 @@ import onnx
 from onnxdecomp.errors import ModelError, unknown_name
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.int8.build import WORST_ERROR, Built, Int8Builder
+from onnxdecomp.runtime.int8.channels import lacks_channels
 from onnxdecomp.runtime.int8.prepare import ONNX_ERRORS, prepare, quiet
 from onnxdecomp.runtime.int8.ranges import ALL
 from onnxdecomp.runtime.machine import int8_saturates
@@ -209,11 +210,12 @@ def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
 
     names = {key: name for name, key in work.layers.items()}
     chosen = [names[key] for key in found.quantized]
-    wider = replace(work, padded=True)
-    with quiet():
-        tried = wider.checked(chosen)
-    if tried.padded and improved(tried):
-        work, found = wider, replace(found, model=tried.model, padded=tried.padded)
+    if found.model is not None and lacks_channels(found.model):
+        wider = replace(work, padded=True)
+        with quiet():
+            tried = wider.checked(chosen)
+        if improved(tried):
+            work, found = wider, replace(found, model=tried.model, padded=tried.padded)
     if not int8_saturates():
         signed = replace(work, signed=True)
         with quiet():
