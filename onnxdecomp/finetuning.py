@@ -20,8 +20,9 @@ from onnxdecomp.graph.trainable import all_of, check_floating, decomposed_of, ha
 from onnxdecomp.graph.write_back import NumbersWriter
 from onnxdecomp.report.outcome import BeforeAfter
 from onnxdecomp.report.table import SHARES, count, plain_table
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import metric, outputs_over
-from onnxdecomp.runtime.judge import Drop, Judge, default_metric
+from onnxdecomp.runtime.judge import Judge, default_metric
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.parts import load_evaluation

@@ -11,7 +11,7 @@ from math import inf
 
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
-from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search.evidence import likely
 from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete

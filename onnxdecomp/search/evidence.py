@@ -10,7 +10,7 @@ probabilities say what is lost (`runtime.beliefs`), the two are averaged, each a
 from dataclasses import dataclass, field
 from math import exp, hypot, isfinite, log
 
-from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.drop import Drop
 
 BELIEF_DOUBT = 0.2
 """By what share the original's probabilities may be wrong about a loss."""

@@ -13,9 +13,10 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.importance import draw
-from onnxdecomp.runtime.judge import Drop, Judge, default_metric, part
+from onnxdecomp.runtime.judge import Judge, default_metric, part
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array, read_proto

@@ -17,7 +17,7 @@ from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.stored import StoredCodebook
 from onnxdecomp.ranks.knapsack import Option, choose
 from onnxdecomp.report.outcome import WeightOutcome
-from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.codebooks import (
     LEAST_BITS,

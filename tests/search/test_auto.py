@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from onnxdecomp.ranks.knapsack import Option as Item
-from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search import auto
 from onnxdecomp.search.auto import Ballot, Search
 

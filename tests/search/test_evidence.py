@@ -6,7 +6,7 @@ from math import hypot, inf, isclose, nan
 import numpy as np
 import pytest
 
-from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search.evidence import BELIEF_DOUBT, Evidence
 
 RATIO = 0.5

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from onnxdecomp.runtime.judge import Drop
+from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search.widths import BITS, MAX_WEAKER, _Search
 
 N_WEIGHTS, SIZE_BYTES, BEFORE = 4, 40_000, 0.02

@@ -1,0 +1,91 @@
+"""How much worse than the original a model is, and how sure that is."""
+
+from dataclasses import dataclass
+from math import hypot, sqrt
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse than the original a model is; negative when it is better.
+
+    Args:
+        value: Before - after in the unit of the metric (0.01 is one point of top1). Of ``sqnr``: the noise
+            power over that of the signal, where 0.01 is 20 dB, since an unchanged model has no finite dB.
+        standard_error: Of `value` over the choice of the samples. It is 0 when no sample differs, however
+            few there are (`upper` allows for that), and infinite when it cannot be known.
+        before: Score of the original. In dB an unchanged output counts `LIMIT_DB`.
+        after: Score of the model.
+        n_samples: Samples compared.
+        counted: True where each sample is right or wrong, in whole or in parts.
+        believed: What is lost by what the original believes of the classes (`Beliefs`); None where it is not
+            known.
+        believed_error: Standard error of that over the choice of the samples.
+    """
+
+    value: float
+    standard_error: float
+    before: float
+    after: float
+    n_samples: int
+    counted: bool = False
+    believed: float | None = None
+    believed_error: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """What is lost at the most, within a standard error: by labels, or by beliefs where they say less.
+
+        Beliefs are somewhat too high themselves, and never count less than what was measured.
+        """
+        by_labels = self.value + self.standard_error
+        if self.believed is None:
+            return by_labels
+        return min(by_labels, max(self.value, self.believed + self.believed_error))
+
+    def held(self, decided: "Drop") -> float:
+        """Return the most that is lost, as far as these samples and those that a choice was made on tell.
+
+        On these, which are unseen, the drop counts as it is; over all of them with its standard error.
+
+        Args:
+            decided: The drop on the samples that the choice was made on.
+        """
+        return max(self.value, self.pooled(decided).bound)
+
+    def upper(self, z: float = 1.64) -> float:
+        """Return what the drop over all samples there could be stays below: at 95 % for z = 1.64.
+
+        Where samples are counted, the standard error is at least that with two samples more, one that only
+        the original gets right and one that only the other does: no differing sample among 1000 means a
+        drop below 0.0024, not 0.
+
+        Source: Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+        proportions based on paired data", Journal of Educational and Behavioral Statistics 37 (2012), for
+        the two samples; the value itself stays as observed.
+        """
+        return self.value + z * max(self.standard_error, self._error_with_two_more if self.counted else 0.0)
+
+    def pooled(self, other: "Drop") -> "Drop":
+        """Return the drop over these samples and those of another part of the data together."""
+        n = self.n_samples + other.n_samples
+        own, theirs = self.n_samples / n, other.n_samples / n
+        believed = None
+        if self.believed is not None and other.believed is not None:
+            believed = own * self.believed + theirs * other.believed
+        return Drop(
+            own * self.value + theirs * other.value,
+            hypot(own * self.standard_error, theirs * other.standard_error),
+            own * self.before + theirs * other.before,
+            own * self.after + theirs * other.after,
+            n,
+            self.counted,
+            believed,
+            hypot(own * self.believed_error, theirs * other.believed_error),
+        )
+
+    @property
+    def _error_with_two_more(self) -> float:
+        n = self.n_samples
+        squares = n * (n * self.standard_error**2 + self.value**2)  # sum of the squared differences
+        variance = (squares + 2) / (n + 2) - (n * self.value / (n + 2)) ** 2
+        return sqrt(variance / (n + 2))
