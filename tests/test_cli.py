@@ -134,6 +134,19 @@ def test_verify_takes_samples_and_labels():
     assert (found["score"], found["n_samples"]) == (1.0, 8)
 
 
+@pytest.mark.parametrize(("metric", "told"), [("agreement", True), ("sqnr", False)])
+def test_agreement_is_told_by_margins_beside_the_count(folder, metric, told):
+    samples = np.random.default_rng(11).standard_normal((64, 16, 12, 12)).astype(np.float32)
+    np.savez("x.npz", x=samples)
+    options = ("--rank", "ratio:0.5", "--calibration", "x.npz", "--cache", "none", "--metric", metric)
+    result = call("convert", "in.onnx", "out.onnx", *options, "--report", "r.json")
+    assert result.exit_code == WRITTEN
+    assert ("agreement by margins" in result.stdout) is told
+    accuracy = json.loads(Path("r.json").read_text(encoding="utf-8"))["accuracy"]
+    assert (accuracy["drop_by_margins"] is not None) is told
+    assert (accuracy["error_by_margins"] is not None) is told
+
+
 def test_bench_compares_models_in_one_table():
     call("convert", "in.onnx", "out.onnx", "--rank", "ratio:0.5", "--verify", "none")
     result = call("bench", "in.onnx", "out.onnx", "--runs", "5", "--json")

@@ -150,6 +150,9 @@ class Accuracy:
         standard_error: Of the drop, paired.
         budget: Largest drop allowed; None when only a target counted.
         n_samples: Samples behind these numbers.
+        drop_by_margins: Of agreement, the drop told by the original's margins, with less noise than counted
+            answers have; None of other metrics, and where there are no scores of classes.
+        error_by_margins: Standard error of that.
     """
 
     metric: str
@@ -160,6 +163,8 @@ class Accuracy:
     standard_error: float
     budget: float | None
     n_samples: int
+    drop_by_margins: float | None = None
+    error_by_margins: float | None = None
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,9 @@ def _summary(report: Report) -> Table:
     if report.accuracy is not None:
         found = report.accuracy
         table.add_row(found.metric, *_scores(found))
+        if found.drop_by_margins is not None and found.error_by_margins is not None:
+            told = _change(found, found.drop_by_margins, found.error_by_margins)
+            table.add_row(f"{found.metric} by margins", "", "", told)
     if report.output_error is not None:
         table.add_row("output error", "", percent(report.output_error), "")
     return table
@@ -203,11 +206,18 @@ def _add_footprint(table: Table, found: Footprint, original_bytes: float | None)
 
 def _scores(found: Accuracy) -> tuple[str, str, str]:
     """Return accuracy before and after, and the change with its standard error: shares in percent."""
-    gain = 0.0 - found.drop
+    change = _change(found, found.drop, found.standard_error)
     if found.metric in SHARES:
-        change = f"{100 * gain:+.2f} ± {100 * found.standard_error:.2f} points"
         return f"{found.before:.2%}", f"{found.after:.2%}", change
-    return f"{found.before:.4g}", f"{found.after:.4g}", f"{gain:+.4g} ± {found.standard_error:.2g}"
+    return f"{found.before:.4g}", f"{found.after:.4g}", change
+
+
+def _change(found: Accuracy, drop: float, error: float) -> str:
+    """Return a loss as a change with its standard error, of shares in points."""
+    gain = 0.0 - drop
+    if found.metric in SHARES:
+        return f"{100 * gain:+.2f} ± {100 * error:.2f} points"
+    return f"{gain:+.4g} ± {error:.2g}"
 
 
 def _latency(median: BeforeAfter, spread: BeforeAfter) -> tuple[str, str]:

@@ -1,7 +1,10 @@
 """How much worse than the original a model is, and how sure that is."""
 
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import hypot, isfinite, sqrt
+
+SMOOTHING_DOUBT = 0.2
+"""By what share a loss that is not counted may be wrong, however many samples there are."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,10 @@ class Drop:
         after: Score of the model.
         n_samples: Samples compared.
         counted: True where each sample is right or wrong, in whole or in parts.
-        believed: What is lost by what the original believes of the classes (`Beliefs`); None where it is not
-            known.
-        believed_error: Standard error of that over the choice of the samples.
+        smoothed: What is lost by an estimate with less noise than counted samples have: by what the original
+            believes of the classes (`Beliefs`), or by its margins (`Margins`). None where there is none.
+        smoothed_error: Standard error of that over the choice of the samples.
+        is_ceiling: True where that is somewhat too high, and so may only say that less is lost than counted.
     """
 
     value: float
@@ -28,19 +32,36 @@ class Drop:
     after: float
     n_samples: int
     counted: bool = False
-    believed: float | None = None
-    believed_error: float = 0.0
+    smoothed: float | None = None
+    smoothed_error: float = 0.0
+    is_ceiling: bool = False
 
     @property
     def bound(self) -> float:
-        """What is lost at the most, within a standard error: by labels, or by beliefs where they say less.
+        """What is lost at the most, within a standard error, and never less than what was measured."""
+        counted = self.value + self.standard_error
+        if self.smoothed is None:
+            return counted
+        if self.is_ceiling:
+            return min(counted, max(self.value, self.smoothed + self.smoothed_error))
+        return max(self.value, sum(self.likely()))
 
-        Beliefs are somewhat too high themselves, and never count less than what was measured.
+    def likely(self) -> tuple[float, float]:
+        """Return what is lost, counted and smoothed averaged, and the standard error of that.
+
+        No error of counted samples is 0 because none of them differed.
         """
-        by_labels = self.value + self.standard_error
-        if self.believed is None:
-            return by_labels
-        return min(by_labels, max(self.value, self.believed + self.believed_error))
+        return self.with_smoothed(self.value, max(self.standard_error, self.counted / self.n_samples))
+
+    def with_smoothed(self, value: float, error: float) -> tuple[float, float]:
+        """Return a loss and its standard error averaged with the smoothed one, each as far as it is known."""
+        if self.smoothed is None or not (isfinite(value) and isfinite(error)):
+            return value, error
+        doubt = hypot(self.smoothed_error, SMOOTHING_DOUBT * self.smoothed)
+        if not (error > 0 and doubt > 0):
+            return value, error
+        own, theirs = error**-2, doubt**-2
+        return (own * value + theirs * self.smoothed) / (own + theirs), (own + theirs) ** -0.5
 
     def held(self, decided: "Drop") -> float:
         """Return the most that is lost, as far as these samples and those that a choice was made on tell.
@@ -69,9 +90,9 @@ class Drop:
         """Return the drop over these samples and those of another part of the data together."""
         n = self.n_samples + other.n_samples
         own, theirs = self.n_samples / n, other.n_samples / n
-        believed = None
-        if self.believed is not None and other.believed is not None:
-            believed = own * self.believed + theirs * other.believed
+        smoothed = None
+        if self.smoothed is not None and other.smoothed is not None:
+            smoothed = own * self.smoothed + theirs * other.smoothed
         return Drop(
             own * self.value + theirs * other.value,
             hypot(own * self.standard_error, theirs * other.standard_error),
@@ -79,8 +100,9 @@ class Drop:
             own * self.after + theirs * other.after,
             n,
             self.counted,
-            believed,
-            hypot(own * self.believed_error, theirs * other.believed_error),
+            smoothed,
+            hypot(own * self.smoothed_error, theirs * other.smoothed_error),
+            self.is_ceiling,
         )
 
     @property

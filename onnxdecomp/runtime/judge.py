@@ -25,6 +25,7 @@ from onnxdecomp.runtime.divergence import (
 )
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs, labels_missing
+from onnxdecomp.runtime.margins import Margins
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
@@ -48,6 +49,7 @@ class Judge:
         reference: Outputs of the original, samples on axis 0.
         labels: One for each of these samples; None where there are none. `drop` may need them.
         weights: What each sample counts for in a divergence (`Divergence`).
+        alike: Outputs of the original on more samples like these, for what agreement is by margins.
 
     Raises:
         UsageError: There are not as many labels as samples, or the metric does not fit the outputs.
@@ -59,8 +61,10 @@ class Judge:
         reference: Outputs,
         labels: Array | None,
         weights: FloatArray | None = None,
+        alike: Outputs | None = None,
     ) -> None:
         self._measure, self._reference, self._labels = measure, reference, labels
+        self._alike = alike
         self._built_in = METRICS.get(measure.name) is measure
         is_choice = self._built_in and measure.name in CHOICES
         self._divergence = Divergence(reference, weights, up_to_factor=is_choice)
@@ -122,11 +126,14 @@ class Judge:
             self.n_samples,
             counted=self._measure.unit == "share",
         )
-        if self._beliefs is None:
-            return drop
-        chosen = np.where(self._broken(outputs), -1, np.argmax(first_output(outputs), axis=1))
-        believed, error = self._mean(self._beliefs.lost(chosen))
-        return replace(drop, believed=believed, believed_error=error)
+        if self._beliefs is not None:
+            chosen = np.where(self._broken(outputs), -1, np.argmax(first_output(outputs), axis=1))
+            smoothed, error = self._mean(self._beliefs.lost(chosen))
+            return replace(drop, smoothed=smoothed, smoothed_error=error, is_ceiling=True)
+        if self._margins is not None:
+            smoothed, error = self._margins.changed(self._logs(outputs))
+            return replace(drop, smoothed=smoothed, smoothed_error=error)
+        return drop
 
     def _mean(self, lost: FloatArray) -> tuple[float, float]:
         """Return the mean over samples, and its standard error."""
@@ -135,13 +142,35 @@ class Judge:
     @cached_property
     def _beliefs(self) -> Beliefs | None:
         """What the original believes of the classes, where every sample has a label of one."""
-        scores, labels = first_output(self._reference), self._labels
-        is_choice = np.ndim(scores) == 2 and looks_like_class_scores(self._reference)
-        if self._measure.name != "top1" or not is_choice or labels is None:
+        labels = self._labels
+        if self._measure.name != "top1" or not self._is_choice or labels is None:
             return None
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or int(labels.min()) < 0:
             return None
-        return Beliefs(logs_for(scores)(np.asarray(scores, np.float64)), labels)
+        return Beliefs(self._logs(self._reference), labels)
+
+    @cached_property
+    def _margins(self) -> Margins | None:
+        """The original's margins, where agreement is asked for and each sample has scores of classes."""
+        if self._measure.name != "agreement" or not self._is_choice:
+            return None
+        more = None if self._alike is None else self._of_classes(self._alike)
+        return Margins(self._logs(self._reference), more)
+
+    @cached_property
+    def _is_choice(self) -> bool:
+        return is_choice(self._reference)
+
+    def _logs(self, outputs: Outputs) -> FloatArray:
+        """Return logarithms of class probabilities, ``(n, C)``; rows that are broken are NaN."""
+        logs = self._of_classes(outputs)
+        logs[self._broken(outputs)] = nan
+        return logs
+
+    def _of_classes(self, outputs: Outputs) -> FloatArray:
+        """Return logarithms of probabilities of scores, of any samples."""
+        with np.errstate(all="ignore"):
+            return logs_for(first_output(self._reference))(np.asarray(first_output(outputs), np.float64))
 
     def _drop_of_noise(self, outputs: Outputs) -> Drop:
         if np.any(self._broken(outputs)):
@@ -258,6 +287,11 @@ def split_rows(n: int, shares: Sequence[float], seed: int) -> list[Rows]:
         sizes[int(np.argmax(wanted - sizes))] += 1
     order = np.random.default_rng(seed).permutation(n)
     return [np.sort(rows) for rows in np.split(order, np.cumsum(sizes))[: len(sizes)]]
+
+
+def is_choice(outputs: Outputs) -> bool:
+    """Tell whether the first output has a score for each class and sample, ``(n, C)``."""
+    return np.ndim(first_output(outputs)) == 2 and looks_like_class_scores(outputs)
 
 
 def _rows(outputs: Outputs) -> FloatArray:

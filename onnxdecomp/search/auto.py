@@ -12,7 +12,6 @@ from math import inf
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.search.evidence import likely
 from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, complete
 from onnxdecomp.search.recover import recover
@@ -188,11 +187,14 @@ class Search:
         return self._trials.expected(pick.drop, pick.divergence)
 
     def _predicted(self, chosen: Sequence[int]) -> float:
-        """Return the divergence that a choice was predicted to have."""
-        return sum(ballot.items[index].error for ballot, index in zip(self._ballots, chosen, strict=True))
+        """Return what a choice was predicted to lose, but for a factor."""
+        divergence = sum(
+            ballot.items[index].error for ballot, index in zip(self._ballots, chosen, strict=True)
+        )
+        return float(divergence**self._trials.growth)
 
     def _predicted_at(self, budget: float) -> float:
-        """Return the least predicted divergence at a cost."""
+        """Return the least that is predicted to be lost at a cost."""
         chosen = choose([ballot.items for ballot in self._ballots], budget)
         return inf if chosen is None else self._predicted(chosen)
 
@@ -220,13 +222,13 @@ class Search:
         """Return a choice with its drop on samples it was not chosen on, and the most it is held to lose.
 
         The third is what stronger choices are reckoned from. A choice may hold by what says least of its
-        loss, labels or beliefs; both together tell better how far the next one may go.
+        loss, counts or beliefs; both together tell better how far the next one may go.
         """
         if not self._recovers_looks:
             pick = self._recovered(pick)
         drop = self._trials.confirmed_with(pick.replaced)
         lost = drop.held(pick.drop)
-        likely_lost = max(lost, likely(drop.pooled(pick.drop)))
+        likely_lost = max(lost, drop.pooled(pick.drop).likely()[0])
         return replace(pick, drop=drop), lost, min(likely_lost, max_drop) if lost <= max_drop else lost
 
     def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:

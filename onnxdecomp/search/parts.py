@@ -29,12 +29,14 @@ class Parts:
         choose: What candidates are compared on.
         confirm: What the choice is confirmed on.
         description: For reports: where the numbers of accuracy come from.
+        are_alike: Whether all parts are of one draw.
     """
 
     fit: Samples
     choose: Samples
     confirm: Samples
     description: str
+    are_alike: bool = False
 
 
 def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
@@ -61,6 +63,7 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
             part(calibration, choose),
             part(calibration, confirm),
             f"{len(choose)} and {len(confirm)} calibration samples set aside",
+            are_alike=True,
         )
     labelled = load_evaluation(config.evaluation, model)
     choose, confirm = split_rows(count(labelled), (0.5, 0.5), config.seed)

@@ -170,6 +170,7 @@ class NetworkSearch:
 def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accuracy:
     """Return what a converted model loses on the samples that no decision was made on."""
     drop = trials.confirmed(converted)
+    by_margins = drop.smoothed is not None and not drop.is_ceiling
     searched = "auto" in (config.rank, config.cluster)
     budget = Goal.of(config).max_drop if searched else config.max_drop
     return Accuracy(
@@ -181,6 +182,8 @@ def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accurac
         drop.standard_error,
         budget,
         drop.n_samples,
+        drop.smoothed if by_margins else None,
+        drop.smoothed_error if by_margins else None,
     )
 
 

@@ -16,13 +16,13 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.importance import draw
-from onnxdecomp.runtime.judge import Judge, default_metric, part
+from onnxdecomp.runtime.judge import Judge, default_metric, is_choice, part
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.suffix import Suffix
-from onnxdecomp.search.evidence import Evidence
+from onnxdecomp.search.evidence import GROWTH, Evidence
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, count
 from onnxdecomp.search.replacement import Replacements
@@ -63,6 +63,7 @@ class Trials:
 
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
+        growth: Power of the divergence that what is lost is about in proportion to.
         n_answers: Answers that a metric which counts them counts, on the smaller part of the samples.
         known_outputs: What layers of the original put out on the recovery samples.
         searched: Layers that may be replaced, if that is known: recovery runs batches in which the outputs of
@@ -92,12 +93,14 @@ class Trials:
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
-        self._choose = Judge(self.metric, reference, labels)
-        self._evidence = Evidence(pooled=self.metric.name == "top1")
+        alike = self._halves_alike(reference)
+        self._choose = Judge(self.metric, reference, labels, alike=alike[0])
+        self.growth = GROWTH.get(self.metric.name, 1.0)
+        self._evidence = Evidence(GROWTH.get(self.metric.name))
         if self.metric.name == "top1" and labels is not None:
             _check_labels(labels, reference, self._choose)
         unseen = self._original_outputs("confirm", parts.confirm)
-        self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen))
+        self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen), alike=alike[1])
         self.n_answers = min(_n_answers(reference), _n_answers(unseen))
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
@@ -221,6 +224,18 @@ class Trials:
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
         batch = _batch_of(samples)
         return self.memory.outputs(f"{name}, {batch} at once", lambda: self._run(self.original, samples))
+
+    def _halves_alike(self, reference: Outputs) -> tuple[Outputs | None, Outputs | None]:
+        """Return the original's outputs on the samples that are fitted to, half for each of the other parts.
+
+        None where they say nothing of those.
+        """
+        if not (self.metric.name == "agreement" and self.parts.are_alike and is_choice(reference)):
+            return None, None
+        outputs = self._original_outputs("fit", self.parts.fit)
+        n = len(next(iter(outputs.values())))
+        first, second = (part(outputs, np.arange(start, n, 2)) for start in (0, 1))
+        return first, second
 
     def _measured(self, model: RuntimeModel) -> tuple[Drop, float]:
         outputs = self._run(model, self.parts.choose)

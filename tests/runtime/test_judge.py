@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.evaluate import difference
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.divergence import log_softmax
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, metric
 from onnxdecomp.runtime.judge import Judge, default_metric, part, split_rows
@@ -398,12 +399,12 @@ def test_top1_of_scores_says_what_the_original_believes():
     reference, labels = 3 * normal(500, N_CLASSES), np.random.default_rng(1).integers(0, N_CLASSES, 500)
     changed = reference + normal(500, N_CLASSES, seed=2)
     found = drop("top1", changed, reference, labels)
-    assert found.believed is not None
-    assert found.believed > 0 < found.believed_error < found.standard_error
-    assert drop("top1", reference, reference, labels).believed == 0
-    assert drop("agreement", changed, reference).believed is None
+    assert found.smoothed is not None
+    assert found.smoothed > 0 < found.smoothed_error < found.standard_error
+    assert drop("top1", reference, reference, labels).smoothed == 0
+    assert found.is_ceiling
     labels[0] = -1  # of no class
-    assert drop("top1", changed, reference, labels).believed is None
+    assert drop("top1", changed, reference, labels).smoothed is None
 
 
 def test_a_broken_output_is_believed_to_be_wrong():
@@ -411,4 +412,30 @@ def test_a_broken_output_is_believed_to_be_wrong():
     broken = reference.copy()
     broken[:10] = nan
     found = drop("top1", broken, reference, labels)
-    assert found.believed == pytest.approx(0.25, abs=0.01)
+    assert found.smoothed == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda z: z, lambda z: np.exp(log_softmax(z))], ids=["scores", "probabilities"]
+)
+def test_agreement_of_scores_says_how_much_changes_by_margins(make):
+    reference = 3 * normal(500, N_CLASSES)
+    changed = reference + 0.3 * normal(500, N_CLASSES, seed=2)
+    found = drop("agreement", make(changed), make(reference))
+    assert found.smoothed == pytest.approx(found.value, abs=2 * found.standard_error)
+    assert 0 < found.smoothed_error < found.standard_error
+    assert not found.is_ceiling
+    assert drop("agreement", make(reference), make(reference)).smoothed == 0
+
+
+def test_agreement_of_answers_without_scores_is_counted_alone():
+    reference = np.arange(40) % N_CLASSES
+    assert drop("agreement", reference[::-1], reference).smoothed is None
+    assert drop("agreement", normal(40, 3, N_CLASSES), normal(40, 3, N_CLASSES)).smoothed is None
+
+
+def test_a_broken_output_is_another_answer():
+    reference = 50 * one_hot(np.arange(40) % N_CLASSES)
+    broken = reference.copy()
+    broken[:10] = nan
+    assert drop("agreement", broken, reference).smoothed == pytest.approx(0.25)

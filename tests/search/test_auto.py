@@ -27,7 +27,7 @@ def ballot(layer: int, predicted: float) -> Ballot:
 class Known:
     """Evaluates by adding up what layers lose; on other samples all lose `elsewhere` times that."""
 
-    looks_are_long = False
+    looks_are_long, growth = False, 1.0
 
     def __init__(self, elsewhere: float, noise: float, believed: float | None = None) -> None:
         self.elsewhere, self.noise, self.believed = elsewhere, noise, believed
@@ -35,7 +35,7 @@ class Known:
 
     def drop(self, lost: float) -> Drop:
         believed = None if self.believed is None else self.believed * lost
-        return Drop(lost, self.noise, 1.0, 1.0 - lost, 1000, believed=believed)
+        return Drop(lost, self.noise, 1.0, 1.0 - lost, 1000, smoothed=believed, is_ceiling=True)
 
     def compared(self, replaced):
         self.n_compared += 1

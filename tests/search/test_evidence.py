@@ -6,8 +6,8 @@ from math import hypot, inf, isclose, nan
 import numpy as np
 import pytest
 
-from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.search.evidence import BELIEF_DOUBT, Evidence
+from onnxdecomp.runtime.drop import SMOOTHING_DOUBT, Drop
+from onnxdecomp.search.evidence import Evidence
 
 RATIO = 0.5
 """Drop over divergence of the simulated network."""
@@ -23,7 +23,7 @@ def observed(rng: np.random.Generator, divergence: float) -> Drop:
 
 
 def test_alone_a_choice_is_judged_by_its_own_drop():
-    evidence = Evidence(pooled=True)
+    evidence = Evidence(1.0)
     evidence.add(drop(0.01, 0.003), 0.02)
     value, error = evidence.expected(drop(0.01, 0.003), 0.02)
     assert isclose(value, 0.01)
@@ -33,7 +33,7 @@ def test_alone_a_choice_is_judged_by_its_own_drop():
 def test_other_choices_make_the_expectation_better():
     rng, own, expected = np.random.default_rng(0), [], []
     for _ in range(200):
-        evidence = Evidence(pooled=True)
+        evidence = Evidence(1.0)
         seen = [(observed(rng, d), d) for d in np.geomspace(0.005, 0.1, 8)]
         for one, divergence in seen:
             evidence.add(one, divergence)
@@ -45,7 +45,7 @@ def test_other_choices_make_the_expectation_better():
 
 
 def test_what_is_far_away_hardly_counts():
-    evidence = Evidence(pooled=True)
+    evidence = Evidence(1.0)
     evidence.add(drop(0.01, 0.003), 0.02)
     evidence.add(drop(0.5, 0.01), 20.0)
     assert evidence.expected(drop(0.01, 0.003), 0.02)[0] == pytest.approx(0.01, rel=0.05)
@@ -53,7 +53,7 @@ def test_what_is_far_away_hardly_counts():
 
 @pytest.mark.parametrize("divergence", [0.0, inf])
 def test_no_divergence_or_no_end_of_it_leaves_the_drop(divergence):
-    evidence = Evidence(pooled=True)
+    evidence = Evidence(1.0)
     evidence.add(drop(0.0, 0.0), 0.01)
     evidence.add(drop(0.2, 0.01), divergence)
     evidence.add(drop(nan, 0.01), 0.01)
@@ -61,26 +61,35 @@ def test_no_divergence_or_no_end_of_it_leaves_the_drop(divergence):
 
 
 def test_samples_that_do_not_differ_are_no_proof():
-    evidence = Evidence(pooled=True)
+    evidence = Evidence(1.0)
     evidence.add(drop(0.0, 0.0), 0.01)
     assert evidence.expected(drop(0.0, 0.0), 0.01) == (0.0, 1 / 2000)
 
 
 def test_metrics_that_do_not_fall_in_proportion_are_not_pooled():
-    evidence = Evidence(pooled=False)
+    evidence = Evidence(None)
     evidence.add(drop(0.05, 0.01), 0.02)
     assert evidence.expected(drop(0.01, 0.003), 0.02) == (0.01, 0.003)
 
 
 def test_what_the_original_believes_is_averaged_with_what_labels_say():
-    evidence = Evidence(pooled=True)
-    doubtful = replace(drop(0.01, 0.003), believed=0.006, believed_error=0.001)
+    evidence = Evidence(1.0)
+    doubtful = replace(drop(0.01, 0.003), smoothed=0.006, smoothed_error=0.001)
     evidence.add(doubtful, 0.02)
     value, error = evidence.expected(doubtful, 0.02)
     assert 0.006 < value < 0.008
-    assert error < hypot(0.001, BELIEF_DOUBT * 0.006)
+    assert error < hypot(0.001, SMOOTHING_DOUBT * 0.006)
 
 
-@pytest.mark.parametrize("certain", [drop(0.01, 0.0), replace(drop(0.01, 0.003), believed=0.0)])
-def test_what_is_certain_is_not_averaged(certain):
-    assert Evidence(pooled=False).expected(certain, 0.02) == (certain.value, certain.standard_error)
+def test_where_nothing_is_expected_to_be_lost_nothing_is_averaged():
+    certain = replace(drop(0.01, 0.003), smoothed=0.0)
+    assert Evidence(None).expected(certain, 0.02) == (0.01, 0.003)
+
+
+def test_a_drop_may_be_in_proportion_to_a_power_of_the_divergence():
+    evidence = Evidence(0.5)
+    evidence.add(drop(0.03, 0.003), 0.09)
+    evidence.add(drop(0.03, 0.003), 0.09)
+    evidence.add(drop(0.005, 0.003), 0.04)
+    value, _ = evidence.expected(drop(0.005, 0.003), 0.04)
+    assert 0.01 < value < 0.02  # the others would have lost 0.02 there

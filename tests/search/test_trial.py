@@ -7,8 +7,10 @@ import pytest
 from onnxdecomp.config import Config
 from onnxdecomp.graph.find import find_layers
 from onnxdecomp.graph.io import load
+from onnxdecomp.runtime import judge
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.importance import unsureness
+from onnxdecomp.runtime.margins import Margins
 from onnxdecomp.search import trial
 from onnxdecomp.search.run import open_trials
 from onnxdecomp.search.track import watched
@@ -20,16 +22,26 @@ N_SAMPLES = 96
 
 
 @pytest.fixture
-def opened(tmp_path):
+def opened_with(tmp_path):
+    """Open trials, with other samples to choose and to confirm on where they are `apart`."""
     path, samples = tmp_path / "in.onnx", tmp_path / "x.npz"
     onnx.save(network(), path)
     images = np.random.default_rng(3).standard_normal((N_SAMPLES, 16, 12, 12))
     images[::2] *= 40.0  # of these the network is sure
     np.savez(samples, x=images.astype(np.float32))
-    config = Config(calibration=str(samples), cache="none", jobs=2)
     model = load(path)
-    targets = plan_targets(find_layers(model), config)
-    return lambda: open_trials(model, targets, config)
+
+    def opened(*, apart=False):
+        evaluation = str(samples) if apart else None
+        config = Config(calibration=str(samples), evaluation=evaluation, cache="none", jobs=2)
+        return open_trials(model, plan_targets(find_layers(model), config), config)
+
+    return opened
+
+
+@pytest.fixture
+def opened(opened_with):
+    return opened_with
 
 
 @pytest.fixture
@@ -90,3 +102,21 @@ def test_the_samples_of_a_look_are_those_the_original_is_unsure_of(monkeypatch, 
     of_all, of_few = seen[0], seen[-1]
     assert (len(of_all), len(of_few)) == (24, 8)
     assert of_few.mean() > 1.1 * of_all.mean()
+
+
+@pytest.mark.parametrize(("apart", "n_margins"), [(False, [24 + 24, 24 + 24]), (True, [48, 48])])
+def test_samples_that_are_fitted_to_lend_their_margins_where_all_are_of_one_draw(
+    opened_with, n_margins, apart, monkeypatch
+):
+    seen = []
+
+    class Counted(Margins):
+        def changed(self, logs):
+            seen.append(len(self._all))
+            return super().changed(logs)
+
+    monkeypatch.setattr(judge, "Margins", Counted)
+    with opened_with(apart=apart) as trials:
+        trials.compared({})
+        trials.confirmed(trials.original)
+    assert seen == n_margins
