@@ -5,8 +5,9 @@ outputs move does, and it needs no labels.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf, isfinite, nan
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from onnxdecomp.runtime.evaluate import Outputs
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
 
 SUM_TOLERANCE = 0.01
 """How far the sum of a row of probabilities may be from 1, which is what float16 leaves of it."""
@@ -22,11 +24,35 @@ SUM_TOLERANCE = 0.01
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smaller probabilities count as this, so that one that vanished in float32 does not decide alone."""
 
-CHUNK = 2**20
-"""Values that are compared at once."""
+CHUNK = 2**16
+"""Values that are compared at once: few enough to stay in a processor's cache."""
+
+MAX_KEPT = 2**23
+"""Values of which logarithms are kept between the steps of a comparison, and those of the original between
+comparisons."""
 
 MAX_STEPS, SAME_FACTOR = 8, 1e-4
 """Newton steps to the best factor for all scores, and the share of it below which none is made."""
+
+
+_Part = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+"""Rows of weights ``(r,)``, log p, p and log q ``(r, C)``."""
+
+
+class _Parts(Generic[T]):
+    """Parts of something, made anew each time they are gone through, or kept where they are small.
+
+    Args:
+        make: Makes them.
+        n_values: Numbers in an array of all parts.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[T]], n_values: int) -> None:
+        self._make = make
+        self._kept = list(make()) if n_values <= MAX_KEPT else None
+
+    def __iter__(self) -> Iterator[T]:
+        return self._make() if self._kept is None else iter(self._kept)
 
 
 class Divergence:
@@ -71,48 +97,40 @@ class Divergence:
         return found if isfinite(found) else inf
 
     def _mean_kl(self, outputs: Outputs) -> float:
-        factor = self._best_factor(outputs) if self._up_to_factor else 1.0
-        total = 0.0
-        for weights, log_p, log_q in self._rows(outputs):
-            total += float(weights @ _kl(log_p, log_q if factor == 1.0 else log_softmax(factor * log_q)))
-        return total
+        parts = _Parts(partial(self._parts, outputs), first_output(self._reference).size)
+        factor = _best_factor(parts) if self._up_to_factor else 1.0
+        return sum(
+            float(weights @ _kl(log_p, p, log_q if factor == 1.0 else log_softmax(factor * log_q)))
+            for weights, log_p, p, log_q in parts
+        )
 
-    def _rows(self, outputs: Outputs) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
-        """Yield weights, and logarithms of the original's and the other's probabilities, some rows at a time.
-
-        Rows that are broken have probabilities that are no numbers.
-        """
+    def _parts(self, outputs: Outputs) -> Iterator[_Part]:
+        """Yield rows with what they count for, some at a time; broken ones have logarithms that are NaN."""
         ours, theirs = first_output(outputs), first_output(self._reference)
-        n_samples, n_classes = len(theirs), theirs.shape[-1]
+        n_classes = theirs.shape[-1]
         ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
-        n_steps = len(theirs) // n_samples
+        for (weights, log_p, p), rows in zip(self._original, _some_at_a_time(theirs), strict=True):
+            q = np.asarray(ours[rows], np.float64)
+            log_q = self._logs(q)
+            log_q[~np.all(np.isfinite(q) | (q == theirs[rows]), axis=1)] = nan
+            yield weights, log_p, p, log_q
+
+    @cached_property
+    def _original(self) -> "_Parts[tuple[FloatArray, FloatArray, FloatArray]]":
+        """What rows count for, logarithms of the original's probabilities, and these, some rows at a time."""
+        scores = first_output(self._reference)
+        n_samples, n_classes = len(scores), scores.shape[-1]
+        scores = scores.reshape(-1, n_classes)  # (n steps, C)
+        n_steps = len(scores) // n_samples
         weights = np.full(n_samples, 1.0 / n_samples) if self._weights is None else self._weights
         weights = np.repeat(weights / n_steps, n_steps)
-        step = max(1, CHUNK // n_classes)
-        for start in range(0, len(theirs), step):
-            q, p = (np.asarray(a[start : start + step], np.float64) for a in (ours, theirs))
-            log_q = self._logs(q)
-            log_q[~np.all(np.isfinite(q) | (q == p), axis=1)] = nan
-            yield weights[start : start + step], self._logs(p), log_q
 
-    def _best_factor(self, outputs: Outputs) -> float:
-        """Return the factor of least divergence, which is convex in it, by Newton's method."""
-        factor = 1.0
-        for _ in range(MAX_STEPS):
-            slope = curvature = 0.0
-            for weights, log_p, log_q in self._rows(outputs):
-                p, q = np.exp(log_p), np.exp(log_softmax(factor * log_q))
-                scores = np.where(np.isneginf(log_q), 0.0, log_q)  # a class ruled out has no say
-                mean = (q * scores).sum(1)
-                slope += float(weights @ (mean - (p * scores).sum(1)))
-                curvature += float(weights @ ((q * np.square(scores)).sum(1) - np.square(mean)))
-            if not (isfinite(slope) and curvature > 0):
-                return 1.0
-            step = min(max(-slope / curvature, -factor / 2), factor)
-            if abs(step) < SAME_FACTOR * factor:
-                break
-            factor += step
-        return factor
+        def made() -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
+            for rows in _some_at_a_time(scores):
+                log_p = self._logs(np.asarray(scores[rows], np.float64))
+                yield weights[rows], log_p, np.exp(log_p)
+
+        return _Parts(made, scores.size)
 
     @cached_property
     def _logs(self) -> Callable[[FloatArray], FloatArray]:
@@ -173,14 +191,44 @@ def log_softmax(rows: FloatArray) -> FloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
+def _some_at_a_time(rows: Array) -> Iterator[slice]:
+    """Yield slices of so many rows that `CHUNK` values are in them."""
+    step = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def _best_factor(parts: "_Parts[_Part]") -> float:
+    """Return the factor of least divergence, which is convex in it, by Newton's method."""
+    factor = 1.0
+    for _ in range(MAX_STEPS):
+        slope = curvature = 0.0
+        for weights, _, p, log_q in parts:
+            scores = np.where(np.isneginf(log_q), 0.0, log_q)  # a class ruled out has no say
+            q = np.exp(factor * (log_q - log_q.max(axis=1, keepdims=True)))
+            total = q.sum(1)
+            q *= scores
+            mean = q.sum(1) / total
+            q *= scores
+            slope += float(weights @ (mean - np.einsum("rc,rc->r", p, scores)))
+            curvature += float(weights @ (q.sum(1) / total - np.square(mean)))
+        if not (isfinite(slope) and curvature > 0):
+            return 1.0
+        step = min(max(-slope / curvature, -factor / 2), factor)
+        if abs(step) < SAME_FACTOR * factor:
+            break
+        factor += step
+    return factor
+
+
 def _log_probabilities(rows: FloatArray) -> FloatArray:
     kept = np.maximum(rows, LEAST_PROBABILITY)
     return np.asarray(np.log(kept / kept.sum(axis=1, keepdims=True)))
 
 
-def _kl(log_p: FloatArray, log_q: FloatArray) -> FloatArray:
+def _kl(log_p: FloatArray, p: FloatArray, log_q: FloatArray) -> FloatArray:
     """Return KL(p || q) of each row, as sum of p log(p / q) - p + q: no term is below 0."""
-    p, q, ratio = np.exp(log_p), np.exp(log_q), log_p - log_q
+    q, ratio = np.exp(log_q), log_p - log_q
     near = p * (ratio + np.expm1(-ratio))  # keeps its digits where p and q are almost equal
     terms = np.where(np.abs(ratio) < 1, near, p * ratio + q - p)
     return np.asarray(np.where(p > 0, np.maximum(terms, 0.0), q).sum(axis=1))

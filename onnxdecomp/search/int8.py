@@ -34,8 +34,10 @@ def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Q
         faster=faster,
         against=against,
         threads=config.threads,
+        jobs=trials.jobs,
         seed=config.seed,
     )
     if found.model is None or trials.holds(found.model, budget):
         return found
-    return Quantized(None, reason="In INT8 the model loses too much on samples it was not chosen on.")
+    reason = "In INT8 the model loses too much on samples it was not chosen on."
+    return Quantized(None, reason=reason, spared=True)

@@ -136,12 +136,16 @@ def test_divergence_grows_with_noise(reference):
     assert found[0] > 0
 
 
+@pytest.mark.parametrize("max_kept", [0, 10**6])
 @pytest.mark.parametrize("chunk", [1, 30, 31])
-def test_comparing_a_few_values_at_once_gives_the_same(monkeypatch, chunk):
+def test_comparing_a_few_values_at_once_gives_the_same(monkeypatch, chunk, max_kept):
     ours, theirs = np.random.default_rng(0).normal(size=(2, 17, 3, 5))
-    whole = divergence(ours, theirs)
+    whole = [measure(ours, theirs) for measure in (divergence, up_to_factor)]
     monkeypatch.setattr(divergence_module, "CHUNK", chunk)
-    assert divergence(ours, theirs) == pytest.approx(whole, rel=ROUNDING)
+    monkeypatch.setattr(divergence_module, "MAX_KEPT", max_kept)
+    assert [measure(ours, theirs) for measure in (divergence, up_to_factor)] == pytest.approx(
+        whole, rel=ROUNDING
+    )
 
 
 def test_a_class_ruled_out_by_both_does_not_count():

@@ -303,7 +303,8 @@ def test_where_int8_leaves_layers_in_float_milder_decompositions_are_tried_too(
     tried = []
 
     def quantized(of, trials, config, against):
-        found = replace(quantize(of, trials, config, against), spared=spared)
+        found = quantize(of, trials, config, against)
+        found = replace(found, spared=spared and found.model is not None)
         tried.append(of)
         return found
 
@@ -314,6 +315,24 @@ def test_where_int8_leaves_layers_in_float_milder_decompositions_are_tried_too(
     assert report.int8
     assert report.decomposed
     assert len(tried) == n_tried  # the original in INT8 among them
+
+
+@pytest.mark.parametrize(("ruined", "n_tried"), [(False, 4), (True, 2)])
+def test_where_int8_alone_loses_too_much_no_milder_decomposition_is_tried(
+    model, calibration, monkeypatch, ruined, n_tried
+):
+    tried = []
+
+    def quantized(of, trials, config, against):
+        tried.append(of)
+        too_much = ruined if of is trials.original else True
+        return Quantized(None, reason="too much is lost", spared=too_much)
+
+    monkeypatch.setattr(quantizing, "quantized", quantized)
+    report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
+    assert report.decomposed
+    assert report.notes == ["Kept in float: too much is lost"]
+    assert len(tried) == n_tried
 
 
 def test_what_has_no_form_in_int8_is_decomposed_in_float(model, calibration, monkeypatch):

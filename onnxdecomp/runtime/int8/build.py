@@ -1,6 +1,7 @@
 """Build INT8 models from a prepared float model: any choice of nodes, over any of the ranges."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.compare import output_error, verify_models
+from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.int8.channels import pad_channels
 from onnxdecomp.runtime.int8.layers import attribute, initializers
 from onnxdecomp.runtime.int8.normalization import normalizations, to_convolutions
@@ -76,6 +78,7 @@ class Int8Builder:
         feeds: Inputs to find the ranges on.
         compared: Inputs to compare models on.
         threads: Threads inside an operator.
+        jobs: Of the inputs to compare models on, how many are run side by side.
 
     Attributes:
         layers: Key of each node that can be quantized by its name in the prepared model, in order.
@@ -86,11 +89,16 @@ class Int8Builder:
     """
 
     def __init__(
-        self, prepared: Prepared, feeds: Sequence[Feeds], compared: Sequence[Feeds], threads: int
+        self,
+        prepared: Prepared,
+        feeds: Sequence[Feeds],
+        compared: Sequence[Feeds],
+        threads: int,
+        jobs: int = 1,
     ) -> None:
         self._prepared = prepared
         self._compared = compared
-        self._threads = threads
+        self._threads, self._jobs = threads, jobs
         self._constants = initializers(prepared.proto)
         self._normalizations = normalizations(prepared.proto)
         nodes = [node for node in prepared.proto.graph.node if self._is_known(node)]
@@ -158,7 +166,7 @@ class Int8Builder:
         """Return the mean relative error of the outputs against the float model's, at most `WORST_ERROR`."""
         try:
             session = open_session(proto, threads=self._threads)
-            outputs = [run(session, feed) for feed in self._compared]
+            outputs = list(in_order(partial(run, session), self._compared, self._jobs))
         except ModelError:
             return WORST_ERROR
         errors = [

@@ -53,7 +53,7 @@ class Quantized:
         kept: The others of them, and the ConvTranspose, each with the reason why it stays in float.
         reason: Why there is no model; empty when there is one.
         padded: The convolutions whose input got channels of zero weight.
-        spared: Whether nodes stay in float because in INT8 they would lose too much.
+        spared: Whether nodes, or all of them, stay in float because in INT8 they would lose too much.
     """
 
     model: onnx.ModelProto | None
@@ -128,6 +128,7 @@ def search_int8(
     against: Model | None = None,
     exclude: Collection[str] = (),
     threads: int = 1,
+    jobs: int = 1,
     seed: int = 0,
 ) -> Quantized:
     """Quantize as many nodes as the loss allows: those that hurt most stay in float.
@@ -147,6 +148,7 @@ def search_int8(
         against: What the result has to be faster than; None is the float model.
         exclude: Keys of nodes to leave in float.
         threads: Threads inside an operator.
+        jobs: Batches of samples that models are compared on side by side.
         seed: Seed of the choice of `N_CALIBRATION` samples.
 
     Returns:
@@ -157,7 +159,7 @@ def search_int8(
         UsageError: There are fewer samples than the model's fixed batch, or no such node to exclude.
     """
     with quiet():
-        work = _begin(model, samples, exclude, threads, seed)
+        work = _begin(model, samples, exclude, threads, seed, jobs)
         found = work if isinstance(work, Quantized) else work.checked(work.layers)
     if isinstance(work, Quantized):
         return work
@@ -197,7 +199,8 @@ def _bisect(work: "_Work", loss: Loss, budget: float, least: float, problem: str
     reason = f"in INT8 it takes the loss beyond {budget:.3g}"
     if found is None:
         missed = f"INT8 loses at least {least:.3g} and the budget is {budget:.3g}."
-        return work.nothing(missed if least < inf else problem or missed, reason)
+        nothing = work.nothing(missed if least < inf else problem or missed, reason)
+        return replace(nothing, spared=least < inf)
     in_float = tuple((work.layers[name], reason) for name in order[:holds])
     return replace(found, kept=in_float + found.kept, spared=True)
 
@@ -234,7 +237,12 @@ def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
 
 
 def _begin(
-    model: Model, samples: Mapping[str, Array], exclude: Collection[str], threads: int, seed: int
+    model: Model,
+    samples: Mapping[str, Array],
+    exclude: Collection[str],
+    threads: int,
+    seed: int,
+    jobs: int = 1,
 ) -> "_Work | Quantized":
     """Prepare a model and find its ranges, or say why nothing of it can be quantized."""
     proto = read_proto(model)
@@ -250,7 +258,7 @@ def _begin(
     if isinstance(prepared, str):
         return Quantized(None, reason=prepared)
     try:
-        return _Work.start(Int8Builder(prepared, calibration, compared, threads), exclude)
+        return _Work.start(Int8Builder(prepared, calibration, compared, threads, jobs), exclude)
     except ONNX_ERRORS as error:
         return Quantized(None, kept=tuple(prepared.kept.items()), reason=first_sentence(error))
 

@@ -72,13 +72,15 @@ def test_onnxruntime_runs_kernels_in_int8(tmp_path):
     assert ran == {"QLinearConv", "QGemm"}
 
 
-def test_weights_have_a_scale_per_channel():
+@pytest.mark.parametrize(("saturates", "largest"), [(False, 127), (True, 64)])
+def test_weights_have_a_scale_per_channel(monkeypatch, saturates, largest):
+    monkeypatch.setattr("onnxdecomp.runtime.int8.build.int8_saturates", lambda: saturates)
     sizes = np.float32([1, 10, 100, 1000]).reshape(4, 1, 1, 1)
     found = quantize(parse(ONE_CONV, {"w": normal(4, 3, 3, 3) * sizes}), images())
     stored = {t.name: numpy_helper.to_array(t) for t in found.model.graph.initializer}
     weight, scale = stored["w_quantized"], stored["w_scale"]
     assert (weight.dtype, scale.shape) == (np.int8, (4,))
-    assert np.all(np.abs(weight).max(axis=(1, 2, 3)) == 127)
+    assert np.all(np.abs(weight).max(axis=(1, 2, 3)) == largest)
 
 
 def test_the_float_model_is_not_touched():
@@ -415,6 +417,16 @@ def test_search_bounds_its_evaluations_and_keeps_its_budget(budget):
     found = search_int8(chain(), VECTORS, loss, budget)
     assert len(loss.calls) <= 1 + ceil(log2(N_CHAIN))
     assert found.model is None or Loss(chain(), HELD_OUT)(found.model) <= budget
+
+
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_the_model_is_the_same_for_any_number_of_jobs(jobs):
+    def loss(model):
+        return float(sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 2)
+
+    alone, beside = (search_int8(chain(), VECTORS, loss, 0.5, jobs=n) for n in (1, jobs))
+    assert alone.kept
+    assert alone == beside
 
 
 def test_search_says_what_is_lost_when_no_layer_fits():
