@@ -143,12 +143,14 @@ def _open_trials(
         UsageError: The samples do not fit the model, or are too few for what was asked for.
     """
     try:
-        return stack.enter_context(open_trials(model, targets, config))
+        trials = stack.enter_context(open_trials(model, targets, config))
     except TooFewSamplesError as error:
         if needs_samples(config):
             raise
         report.notes.append(f"The weights alone decided, since {error}")
         return None
+    report.notes += [trials.doubt] if trials.doubt else []
+    return trials
 
 
 def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config) -> None:

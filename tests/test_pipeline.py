@@ -291,6 +291,23 @@ def test_an_output_folder_that_does_not_exist_is_an_error(source, tmp_path):
         onnxdecomp.convert(source, tmp_path / "none" / "out.onnx", rank="none")
 
 
+@pytest.mark.parametrize(("metric", "told"), [(None, True), ("agreement", False)])
+def test_a_metric_that_nobody_named_and_may_not_suit_is_said(tmp_path, metric, told):
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 6, 40] x) => (float[N, 6, 40] y) { h = MatMul(x, w) y = Relu(h) }"""
+    )
+    weight = rng.standard_normal((40, 40)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((64, 6, 40)).astype(np.float32))
+    options = {"calibration": str(tmp_path / "x.npz"), "cache": "none", "metric": metric}
+    report = onnxdecomp.convert(tmp_path / "in.onnx", tmp_path / "out.onnx", rank="ratio:0.5", **options)
+    assert report.accuracy.metric == "agreement"
+    assert any("was taken for scores of 40 classes" in note for note in report.notes) is told
+
+
 def test_the_report_holds_what_other_tools_rely_on(source, tmp_path):
     entries = json.loads(report_json(onnxdecomp.convert(source, tmp_path / "out.onnx", rank="ratio:0.5")))
     assert entries["schema_version"] == 1

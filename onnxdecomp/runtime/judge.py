@@ -17,6 +17,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
+    are_probabilities,
     first_output,
     is_float,
     logs_for,
@@ -254,6 +255,25 @@ def default_metric(reference: Outputs, labels: Array | None) -> str:
         return "top1"
     chooses = looks_like_class_scores(reference) or np.asarray(first_output(reference)).dtype.kind in "biu"
     return "agreement" if chooses else "sqnr"
+
+
+def doubt_of_default(reference: Outputs) -> str | None:
+    """Return what to say where `default_metric` may have taken for classes what is something else.
+
+    Numbers of which none is negative, and which are no probabilities, may be boxes of a detector.
+    """
+    (name, first), *_ = reference.items()
+    first = np.asarray(first)
+    if first.ndim != 3 or not looks_like_class_scores(reference):
+        return None
+    if float(first.min()) < 0 or are_probabilities(first):
+        return None
+    _, n_places, n_classes = first.shape
+    return (
+        f"Output '{name}' was taken for scores of {n_classes} classes at {n_places} places, and agreement "
+        "asks which is the highest at each. If it is something else, as boxes of a detector are, say with "
+        "--metric how it is compared: sqnr, or a function of your own, package.module:function."
+    )
 
 
 def part(samples: Mapping[str, Array], rows: Rows) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
 from onnxdecomp.runtime.importance import draw
-from onnxdecomp.runtime.judge import Judge, default_metric, is_choice, part
+from onnxdecomp.runtime.judge import Judge, default_metric, doubt_of_default, is_choice, part
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array, read_proto
@@ -64,6 +64,7 @@ class Trials:
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
         growth: Power of the divergence that what is lost is about in proportion to.
+        doubt: What to say where the metric that nobody named may not suit the outputs.
         n_answers: Answers that a metric which counts them counts, on the smaller part of the samples.
         known_outputs: What layers of the original put out on the recovery samples.
         searched: Layers that may be replaced, if that is known: recovery runs batches in which the outputs of
@@ -93,6 +94,8 @@ class Trials:
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
+        is_doubtful = metric_name is None and self.metric.name == "agreement"
+        self.doubt = doubt_of_default(reference) if is_doubtful else None
         alike = self._halves_alike(reference)
         self._choose = Judge(self.metric, reference, labels, alike=alike[0])
         self.growth = GROWTH.get(self.metric.name, 1.0)

@@ -11,7 +11,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.divergence import log_softmax
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, metric
-from onnxdecomp.runtime.judge import Judge, default_metric, part, split_rows
+from onnxdecomp.runtime.judge import Judge, default_metric, doubt_of_default, part, split_rows
 
 ROUNDING = 1e-12
 
@@ -439,3 +439,17 @@ def test_a_broken_output_is_another_answer():
     broken = reference.copy()
     broken[:10] = nan
     assert drop("agreement", broken, reference).smoothed == pytest.approx(0.25)
+
+
+BOXES = np.abs(normal(4, 6, 20))
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_doubtful"),
+    [(BOXES, True), (-BOXES, False), (BOXES / BOXES.sum(-1, keepdims=True), False), (BOXES[:, 0], False)],
+    ids=["boxes", "logits", "probabilities", "one answer a sample"],
+)
+def test_what_may_be_boxes_is_said_to_be_taken_for_classes(scores, is_doubtful):
+    told = doubt_of_default({"y": scores})
+    assert (told is not None) is is_doubtful
+    assert not is_doubtful or "scores of 20 classes at 6 places" in told
