@@ -19,8 +19,6 @@ from onnxdecomp.search.int8 import quantized
 from onnxdecomp.search.track import watched
 from onnxdecomp.search.trial import Trials
 
-AS_IT_WAS = "put back: in INT8 the original is faster than the decomposed model"
-
 SHARES = (1.0, 0.85, FLOAT_SHARE)
 """Shares of the accuracy budget that a decomposition for INT8 may use, in the order they are tried: INT8 may
 cost nothing."""
@@ -44,9 +42,15 @@ def in_int8(
         with run.clock.stage("int8"), watched(trials, run.track, "trying INT8"):
             return quantized(model, trials, config, against)
 
+    def original_tried(against: Model, report: Report) -> Quantized:
+        found = tried(trials.original, against)
+        if found.model is not None:
+            keep_all(report, "put back: in INT8 the original is faster than the decomposed model")
+        return found
+
     fastest, reason = staged.model, ""
     best: tuple[Quantized, Staged, Report] | None = None
-    as_it_was: Quantized | None = None
+    original: Quantized | None = None
     for chosen, report in _decomposed(run, staged, blank, decide_for, config):
         found = tried(chosen.model, fastest)
         reason = reason or found.reason
@@ -54,18 +58,16 @@ def in_int8(
             fastest, best = found.model, (found, chosen, report)
             if not found.spared:  # else a milder decomposition may be all in INT8, and faster
                 break
-        elif found.spared and report.decomposed and as_it_was is None:
-            as_it_was = tried(trials.original, fastest)
-            if as_it_was.model is not None:
-                keep_all(report, AS_IT_WAS)
-                fastest, best = as_it_was.model, (as_it_was, chosen, report)
-            elif as_it_was.spared:  # INT8 alone loses too much, and no less after a decomposition
+        elif found.spared and report.decomposed and original is None:
+            original = original_tried(fastest, report)
+            if original.model is not None:
+                fastest, best = original.model, (original, chosen, report)
+            elif original.spared:  # INT8 alone loses too much, and no less after a decomposition
                 break
-    if report.decomposed and as_it_was is None:
-        found = tried(trials.original, fastest)
-        if found.model is not None:
-            keep_all(report, AS_IT_WAS)
-            best = found, chosen, report
+    if report.decomposed and original is None:
+        original = original_tried(fastest, report)
+        if original.model is not None:
+            best = original, chosen, report
     if best is None:
         run.report.notes.append(f"Kept in float: {reason}")
         return staged, run.report

@@ -144,7 +144,7 @@ class Judge:
     def _beliefs(self) -> Beliefs | None:
         """What the original believes of the classes, where every sample has a label of one."""
         labels = self._labels
-        if self._measure.name != "top1" or not self._is_choice or labels is None:
+        if self._measure.name != "top1" or labels is None or not is_choice(self._reference):
             return None
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or int(labels.min()) < 0:
             return None
@@ -153,14 +153,10 @@ class Judge:
     @cached_property
     def _margins(self) -> Margins | None:
         """The original's margins, where agreement is asked for and each sample has scores of classes."""
-        if self._measure.name != "agreement" or not self._is_choice:
+        if self._measure.name != "agreement" or not is_choice(self._reference):
             return None
         more = None if self._alike is None else self._of_classes(self._alike)
         return Margins(self._logs(self._reference), more)
-
-    @cached_property
-    def _is_choice(self) -> bool:
-        return is_choice(self._reference)
 
     def _logs(self, outputs: Outputs) -> FloatArray:
         """Return logarithms of class probabilities, ``(n, C)``; rows that are broken are NaN."""
