@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.networks import N_CALIBRATION, NAMES, RESULTS, THREADS, Network, record, recorded
 from onnxdecomp import convert
@@ -30,18 +31,19 @@ from onnxdecomp.runtime.evaluate import outputs_over
 Found = dict[str, Any]
 
 
-def answers(model: Path, network: Network) -> Any:
+def answers(model: Path, network: Network) -> NDArray[np.intp]:
     """Return the class that a model names for each test image, ``(n,)``."""
     samples = {"image": network.test.images.astype(np.float32)}
     (scores, *_) = outputs_over(model, samples, threads=THREADS).values()
-    return np.argmax(scores, axis=1)
+    return np.asarray(np.argmax(scores, axis=1))
 
 
-def measured(network: Network, max_drop: float, seed: int, folder: Path) -> Found:
+def measured(network: Network, original: NDArray[np.intp], max_drop: float, seed: int, folder: Path) -> Found:
     """Convert a network at one budget and return the figures, or why nothing was written.
 
     Args:
         network: The network.
+        original: Its answers.
         max_drop: The budget of agreement.
         seed: Of the draw of the samples, and of which of them are for what.
         folder: Where samples, cache and result are put.
@@ -58,7 +60,7 @@ def measured(network: Network, max_drop: float, seed: int, folder: Path) -> Foun
     except OnnxdecompError as error:
         return {"max_drop": max_drop, "seed": seed, "error": str(error)}
     seconds = round(perf_counter() - start, 1)
-    before, after = (answers(path, network)[~given] for path in (network.path, output))
+    before, after = original[~given], answers(output, network)[~given]
     changed, labels = float(np.mean(before != after)), labels[~given]
     return {
         "max_drop": max_drop,
@@ -87,9 +89,8 @@ def line(found: Found) -> str:
 
 
 def summary(networks: Mapping[str, Sequence[Found]]) -> dict[str, Found]:
-    """Return by budget how many conversions exceed it by more than the standard error, and how much is used.
-
-    Shares of the budget and speed-ups are geometric means.
+    """Return by budget which conversions exceed it by more than the standard error, the most answers that
+    change, and the geometric mean of the speed-ups.
     """
     every = [(name, found) for name, several in networks.items() for found in several if "error" not in found]
     return {
@@ -120,10 +121,11 @@ def main() -> None:
     networks = recorded(arguments.output, to_extend=True)
     for name in arguments.names or [name for name in NAMES if name != "vgg16_cifar64"]:
         network, found = Network.load(name), []
+        original = answers(network.path, network)
         with tempfile.TemporaryDirectory() as folder:
             for seed in arguments.seed:
                 for max_drop in arguments.max_drop:
-                    found.append(measured(network, max_drop, seed, Path(folder)))
+                    found.append(measured(network, original, max_drop, seed, Path(folder)))
                     print(f"{name}: {line(found[-1])}", flush=True)
         networks[name] = found
         record(arguments.output, networks, summary=summary(networks))

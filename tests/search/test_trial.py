@@ -22,7 +22,7 @@ N_SAMPLES = 96
 
 
 @pytest.fixture
-def opened_with(tmp_path):
+def opened(tmp_path):
     """Open trials, with other samples to choose and to confirm on where they are `apart`."""
     path, samples = tmp_path / "in.onnx", tmp_path / "x.npz"
     onnx.save(network(), path)
@@ -31,17 +31,12 @@ def opened_with(tmp_path):
     np.savez(samples, x=images.astype(np.float32))
     model = load(path)
 
-    def opened(*, apart=False):
+    def open_with(*, apart=False):
         evaluation = str(samples) if apart else None
         config = Config(calibration=str(samples), evaluation=evaluation, cache="none", jobs=2)
         return open_trials(model, plan_targets(find_layers(model), config), config)
 
-    return opened
-
-
-@pytest.fixture
-def opened(opened_with):
-    return opened_with
+    return open_with
 
 
 @pytest.fixture
@@ -106,7 +101,7 @@ def test_the_samples_of_a_look_are_those_the_original_is_unsure_of(monkeypatch, 
 
 @pytest.mark.parametrize(("apart", "n_margins"), [(False, [24 + 24, 24 + 24]), (True, [48, 48])])
 def test_samples_that_are_fitted_to_lend_their_margins_where_all_are_of_one_draw(
-    opened_with, n_margins, apart, monkeypatch
+    opened, n_margins, apart, monkeypatch
 ):
     seen = []
 
@@ -116,7 +111,7 @@ def test_samples_that_are_fitted_to_lend_their_margins_where_all_are_of_one_draw
             return super().changed(logs)
 
     monkeypatch.setattr(judge, "Margins", Counted)
-    with opened_with(apart=apart) as trials:
+    with opened(apart=apart) as trials:
         trials.compared({})
         trials.confirmed(trials.original)
     assert seen == n_margins
