@@ -13,7 +13,7 @@ from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
-from onnxdecomp.search.options import LayerOptions, Option, complete
+from onnxdecomp.search.options import LayerOptions, Option, Part, complete, replacements
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.sensitivity import Curve, best_fit, curves_of
@@ -52,16 +52,14 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Ballot:
-    """A layer with what its options cost and are expected to do to the network.
+    """What a layer may become, or layers that are chosen together, and what that costs and is expected to do.
 
     Args:
-        layer: The layer.
-        options: Its options.
-        items: The same for the knapsack, keeping the layer first.
+        alternatives: What is replaced by each; the first replaces nothing.
+        items: The same for the knapsack.
     """
 
-    layer: LayerOptions
-    options: list[Option]
+    alternatives: list[tuple[Part, ...]]
     items: list[Item]
 
 
@@ -70,9 +68,9 @@ class Pick:
     """A choice for all layers.
 
     Args:
-        chosen: Index of each layer's item.
+        chosen: Index of each ballot's item.
         replaced: What is replaced, by key of the layer.
-        options: The options chosen, by key.
+        parts: The layers that are replaced with the options chosen, by key.
         cost: Total cost as the knapsack counts it.
         drop: What it loses on the samples that decide.
         divergence: How far the outputs move there.
@@ -81,7 +79,7 @@ class Pick:
 
     chosen: list[int]
     replaced: dict[str, Replacement]
-    options: dict[str, Option]
+    parts: dict[str, Part]
     cost: float
     drop: Drop
     divergence: float
@@ -102,7 +100,7 @@ def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untra
     """
 
     def diverge(layer: LayerOptions, option: Option) -> float:
-        return trials.divergence({layer.key: layer.replacement(option)})
+        return trials.divergence(replacements(layer.parts(option)))
 
     n_probes = N_PROBES_OF_LARGE if trials.looks_are_long else N_PROBES
     fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
@@ -115,14 +113,18 @@ def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untra
 
 def ballot(weighed: Weighed, cost: Cost) -> Ballot:
     """Return the options of a layer that cost less than it."""
+    dense = Item(0.0, cost(weighed.layer, None))
+    worth = [(parts, item) for parts, item in priced(weighed, cost) if item.cost < dense.cost]
+    return Ballot([(), *(parts for parts, _ in worth)], [dense, *(item for _, item in worth)])
+
+
+def priced(weighed: Weighed, cost: Cost) -> list[tuple[tuple[Part, ...], Item]]:
+    """Return what is replaced by each option of a layer, and what that costs and is expected to do."""
     layer, curves = weighed.layer, weighed.curves
-    dense = Item(0.0, cost(layer, None))
-    found = [
-        (option, Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
+    return [
+        (layer.parts(option), Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
         for option in weighed.options
     ]
-    worth = [(option, item) for option, item in found if item.cost < dense.cost]
-    return Ballot(layer, [option for option, _ in worth], [dense, *(item for _, item in worth)])
 
 
 class Search:
@@ -132,10 +134,14 @@ class Search:
         ballots: The layers.
         trials: Evaluates.
         steps: Names of the recovery steps that may be tried.
+        order: Keys of the layers in the order of the model.
     """
 
-    def __init__(self, ballots: Sequence[Ballot], trials: Trials, steps: Sequence[str]) -> None:
+    def __init__(
+        self, ballots: Sequence[Ballot], trials: Trials, steps: Sequence[str], order: Sequence[str]
+    ) -> None:
         self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
+        self._place = {key: place for place, key in enumerate(order)}
         self._recovers_looks = not trials.looks_are_long
         self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
         self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
@@ -151,14 +157,11 @@ class Search:
     def _evaluated(self, chosen: list[int]) -> Pick:
         """Return the choice of these items, evaluated."""
         paired = list(zip(self._ballots, chosen, strict=True))
-        options = {ballot.layer.key: ballot.options[index - 1] for ballot, index in paired if index}
-        replaced = {
-            ballot.layer.key: ballot.layer.replacement(options[ballot.layer.key])
-            for ballot in self._ballots
-            if ballot.layer.key in options
-        }
+        found = [part for ballot, index in paired for part in ballot.alternatives[index]]
+        parts = {part[0].key: part for part in sorted(found, key=lambda part: self._place[part[0].key])}
+        replaced = replacements(parts.values())
         cost = sum(ballot.items[index].cost for ballot, index in paired)
-        return Pick(chosen, replaced, options, cost, *self._trials.compared(replaced))
+        return Pick(chosen, replaced, parts, cost, *self._trials.compared(replaced))
 
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.

@@ -94,8 +94,9 @@ class InPlaceCosts:
     """Milliseconds of layers and of their options inside the whole model.
 
     Args:
-        dense_ms: By key of the layer; several sites that share a weight count together.
-        option_ms: By key of the layer, method and ranks.
+        dense_ms: By name of the layer; several sites that share a weight count together, and so do layers
+            that are replaced together.
+        option_ms: By name of the layer, method and ranks.
         total_ms: All nodes of the original.
     """
 
@@ -120,8 +121,8 @@ def costs_in_place(
     Raises:
         ModelError: One of them has no form in INT8.
     """
-    options = {layer.key: next(iter(layer.options.values())) for layer in layers}
-    names = {key: [name_of(option.candidate) for option in own] for key, own in options.items()}
+    options = {layer.name: next(iter(layer.options.values())) for layer in layers}
+    names = {name: [name_of(option.candidate) for option in own] for name, own in options.items()}
     shapes = {name: np.shape(array) for name, array in feeds.items()}
     key = {"options": names, "feeds": shapes, "threads": trials.threads, "usable_cores": usable_cores()}
     form = partial(as_fast_as_int8, feeds=feeds, threads=trials.threads) if in_int8 else None
@@ -133,9 +134,9 @@ def costs_in_place(
         if steady:
             trials.memory.put(KIND, key, found)
     option_ms = {
-        (key, option.candidate.method.full_name, option.candidate.ranks): ms
-        for key, own in options.items()
-        for option, ms in zip(own, found["option_ms"][key], strict=True)
+        (name, option.candidate.method.full_name, option.candidate.ranks): ms
+        for name, own in options.items()
+        for option, ms in zip(own, found["option_ms"][name], strict=True)
     }
     return InPlaceCosts(found["dense_ms"], option_ms, found["total_ms"])
 
@@ -164,9 +165,10 @@ def _profiled(
     variants = [
         trials.build(
             {
-                layer.key: _stand_in(layer.target.group, options[layer.key][i].candidate)
+                part.key: _stand_in(part.target.group, option.candidate)
                 for layer in layers
-                if i < len(options[layer.key])
+                if i < len(options[layer.name])
+                for part, option in layer.parts(options[layer.name][i])
             }
         )
         for i in range(n_variants)
@@ -176,12 +178,14 @@ def _profiled(
     )
 
     def spent(cost: InPlace, layer: LayerOptions) -> float:
-        return sum(cost.layers_ms.get(site.layer.key, 0.0) for site in layer.target.group.sites)
+        groups = [layer.target.group, *(part.target.group for part, _ in layer.beside)]
+        return sum(cost.layers_ms.get(site.layer.key, 0.0) for group in groups for site in group.sites)
 
     found = {
-        "dense_ms": {layer.key: spent(original, layer) for layer in layers},
+        "dense_ms": {layer.name: spent(original, layer) for layer in layers},
         "option_ms": {
-            layer.key: [spent(cost, layer) for cost in others[: len(options[layer.key])]] for layer in layers
+            layer.name: [spent(cost, layer) for cost in others[: len(options[layer.name])]]
+            for layer in layers
         },
         "total_ms": original.kernels_ms,
     }
@@ -203,18 +207,20 @@ def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:
     """Return what counts the cost of options: milliseconds inside the model, unless a target says else."""
 
     def n_macs(layer: LayerOptions, option: Option | None) -> float:
-        sites = layer.target.group.sites
         if option is None:
-            return float(sum(site.layer.n_macs or 0 for site in sites))
-        return float(len(sites) * (option.candidate.n_macs or 0))
+            return float(sum(site.layer.n_macs or 0 for site in layer.target.group.sites))
+        parts = layer.parts(option)
+        return float(sum(len(p.target.group.sites) * (o.candidate.n_macs or 0) for p, o in parts))
 
     def size_bytes(layer: LayerOptions, option: Option | None) -> float:
-        return float(option.size_bytes if option else layer.target.group.stored_bytes)
+        if option is None:
+            return float(layer.target.group.stored_bytes)
+        return float(sum(own.size_bytes for _, own in layer.parts(option)))
 
     def latency_ms(layer: LayerOptions, option: Option | None) -> float:
         if option is None:
-            return in_place.dense_ms[layer.key]
+            return in_place.dense_ms[layer.name]
         candidate = option.candidate
-        return in_place.option_ms[layer.key, candidate.method.full_name, candidate.ranks]
+        return in_place.option_ms[layer.name, candidate.method.full_name, candidate.ranks]
 
     return {"macs": n_macs, "size": size_bytes}.get(target or "", latency_ms)

@@ -98,17 +98,30 @@ class LayerOptions:
         weight: ``(O, I/G, *K)``.
         options: By name of the fit, cheapest last.
         ways: What makes their chains, by name of the fit.
+        form: What tells it from other forms of the same layer; empty for the layer as it is.
+        beside: Other layers, each with the one option that it takes wherever this one takes any.
     """
 
     target: Target
     weight: FloatArray
     options: Mapping[str, list[Option]]
     ways: "Mapping[str, Way]"
+    form: str = ""
+    beside: "tuple[Part, ...]" = ()
 
     @property
     def key(self) -> str:
         """Key of the layer."""
         return self.target.group.layer.key
+
+    @property
+    def name(self) -> str:
+        """Key and form."""
+        return f"{self.key} {self.form}" if self.form else self.key
+
+    def parts(self, option: Option) -> "tuple[Part, ...]":
+        """Return all that is replaced where the layer becomes an option."""
+        return (self, option), *self.beside
 
     def replacement(self, option: Option) -> Replacement:
         """Return what an option puts in the place of the layer."""
@@ -117,6 +130,15 @@ class LayerOptions:
             return option.chain, option.bias
 
         return Replacement.later(self.target.group, option.identity, made)
+
+
+Part = tuple[LayerOptions, Option]
+"""A layer, and what it becomes."""
+
+
+def replacements(parts: Iterable[Part]) -> dict[str, Replacement]:
+    """Return what parts put in the place of their layers, by key."""
+    return {layer.key: layer.replacement(option) for layer, option in parts}
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,8 @@ class NetworkSearch:
         trials = self._trials
         known = LIGHT_STEPS if trials.looks_are_long else STEPS
         steps = [step for step in known if step not in self._config.without]
-        search = Search([ballot(one, cost) for one in self._weighed], trials, steps)
+        order = [target.group.layer.key for target in self._targets]
+        search = Search([ballot(one, cost) for one in self._weighed], trials, steps, order)
         with watched(trials, self._track, "searching"):
             pick = _pick(search, goal, in_place.total_ms, self._config)
             notes = [] if pick else [_no_slack(search, goal, trials)]
@@ -163,7 +164,7 @@ class NetworkSearch:
 
     def _decided(self, target: Target, pick: Pick | None) -> Decision:
         if isinstance(target.policy, Fastest):
-            return _decision(target, self._layers, pick, self._reasons)
+            return _decision(target, pick, self._reasons)
         return decide(target, self._config, self._moments.get(target.group.layer.key))
 
 
@@ -283,17 +284,15 @@ def _coarseness(goal: Goal, trials: Trials) -> list[str]:
     ]
 
 
-def _decision(
-    target: Target, layers: Sequence[LayerOptions], pick: Pick | None, reasons: dict[str, str]
-) -> Decision:
+def _decision(target: Target, pick: Pick | None, reasons: dict[str, str]) -> Decision:
     key = target.group.layer.key
-    reason = target.reason or reasons.get(key)
-    if reason:
-        return Decision(reason)
-    (layer,) = (layer for layer in layers if layer.key == key)
-    if pick is None or key not in pick.options:
-        return Decision("kept by the choice across layers: its gain is not worth what it costs in accuracy")
-    option, replacement = pick.options[key], pick.replaced[key]
+    if pick is None or key not in pick.parts:
+        return Decision(
+            target.reason
+            or reasons.get(key)
+            or "kept by the choice across layers: its gain is not worth what it costs in accuracy"
+        )
+    (layer, option), replacement = pick.parts[key], pick.replaced[key]
     return Decision(
         "",
         replacement.chain,

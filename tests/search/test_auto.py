@@ -21,7 +21,12 @@ def ballot(layer: int, predicted: float) -> Ballot:
     """Return a layer whose options are predicted to lose `predicted` times what they lose."""
     named = SimpleNamespace(key=str(layer), replacement=lambda share: loss(layer, share))
     items = [Item(0.0, 1.0), *(Item(predicted * loss(layer, share), share) for share in SHARES)]
-    return Ballot(named, list(SHARES), items)
+    return Ballot([(), *(((named, share),) for share in SHARES)], items)
+
+
+def search_of(n_layers: int, trials: "Known", *, predicted: float = 1.0, steps=()) -> Search:
+    keys = [str(layer) for layer in range(n_layers)]
+    return Search([ballot(layer, predicted) for layer in range(n_layers)], trials, steps, keys)
 
 
 class Known:
@@ -50,8 +55,7 @@ class Known:
 
 def found(*, max_drop=0.1, predicted=1.0, elsewhere=1.0, noise=0.0, believed=None, n_layers=6):
     trials = Known(elsewhere, noise, believed)
-    search = Search([ballot(layer, predicted) for layer in range(n_layers)], trials, steps=())
-    return search.within_drop(max_drop), trials
+    return search_of(n_layers, trials, predicted=predicted).within_drop(max_drop), trials
 
 
 @pytest.mark.parametrize("predicted", [0.05, 1.0, 20.0])
@@ -101,7 +105,7 @@ def test_no_loss_at_all_keeps_everything():
 def test_a_single_option_is_taken_where_it_holds_only_as_the_mildest(monkeypatch):
     monkeypatch.setattr(f"{__name__}.SHARES", (0.9,))
     pick, _ = found(elsewhere=3.0, n_layers=1, max_drop=0.01)
-    assert pick.options == {"0": 0.9}
+    assert [option for _, option in pick.parts.values()] == [0.9]
 
 
 def test_recovery_that_does_harm_is_not_tried_again(monkeypatch):
@@ -113,7 +117,7 @@ def test_recovery_that_does_harm_is_not_tried_again(monkeypatch):
         return {key: factor * lost for key, lost in replaced.items()}
 
     monkeypatch.setattr(auto, "recover", recover)
-    search = Search([ballot(layer, 1.0) for layer in range(4)], Known(1.0, 0.0), ("harms", "helps"))
+    search = search_of(4, Known(1.0, 0.0), steps=("harms", "helps"))
     picks = [search.at_cost(cost, recovering=True) for cost in (3.0, 2.5)]
     assert tried == ["harms", "helps", "helps"]
     assert [pick.recovered for pick in picks] == [["helps"], ["helps"]]
@@ -129,7 +133,7 @@ def test_where_looks_are_long_only_what_is_confirmed_is_recovered(monkeypatch):
     monkeypatch.setattr(auto, "recover", recover)
     monkeypatch.setattr(Known, "looks_are_long", True)
     trials = Known(1.0, 0.0)
-    pick = Search([ballot(layer, 20.0) for layer in range(6)], trials, ("helps",)).within_drop(0.1)
+    pick = search_of(6, trials, predicted=20.0, steps=("helps",)).within_drop(0.1)
     assert pick.recovered == ["helps"]
     assert recovered == ["helps"]
     assert trials.n_compared > 2

@@ -17,6 +17,7 @@ from onnxdecomp.runtime.latency import Timing
 from onnxdecomp.search import goal
 from onnxdecomp.search.goal import costs_in_place, counted
 from onnxdecomp.search.memory import Memory
+from onnxdecomp.search.options import LayerOptions
 from tests.networks import network
 
 STEADY_MS, SHAKY_MS = (10.0, 10.1, 10.2), (10.0, 15.0, 20.0)
@@ -30,11 +31,9 @@ def layer(key, *ranks):
     candidates = [
         Candidate(SVD, (r,), (StepSpec((r, 64), MATRIX), StepSpec((64, r), MATRIX)), 0.5, 1, 1) for r in ranks
     ]
-    return SimpleNamespace(
-        key=key,
-        options={"weights": [SimpleNamespace(candidate=candidate) for candidate in candidates]},
-        target=SimpleNamespace(group=SimpleNamespace(layer=own, sites=[SimpleNamespace(layer=own)])),
-    )
+    target = SimpleNamespace(group=SimpleNamespace(layer=own, sites=[SimpleNamespace(layer=own)]))
+    options = [SimpleNamespace(candidate=candidate) for candidate in candidates]
+    return LayerOptions(target, np.zeros((64, 64)), {"weights": options}, {})
 
 
 def built(replaced):
