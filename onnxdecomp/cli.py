@@ -152,7 +152,8 @@ def convert(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out whitening | refit | joint | bias | relu | asymmetric | affine; may be repeated."
+            help="Leave out pruning | whitening | refit | joint | bias | relu | asymmetric | affine; may be "
+            "repeated."
         ),
     ] = None,
     shape: Shapes = None,

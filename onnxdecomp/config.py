@@ -33,7 +33,7 @@ SHARES = ("max_error", "max_drop", "target_latency", "target_macs", "target_size
 TARGETS = ("target_latency", "target_macs", "target_size")
 """What can be asked for as a share of the original; one at a time."""
 
-STEPS = ("whitening", "refit", "joint", "bias", "relu", "asymmetric", "affine")
+STEPS = ("pruning", "whitening", "refit", "joint", "bias", "relu", "asymmetric", "affine")
 """What of the fitting to data can be switched off."""
 
 MAX_CLUSTER_BITS = 16

@@ -16,8 +16,9 @@ from onnxdecomp.report.outcome import Report
 from onnxdecomp.reporting import Clock, outcome_of
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.goal import Goal, goal_of_ranks, is_for_int8
+from onnxdecomp.search.network import NetworkSearch, Searched
 from onnxdecomp.search.replacement import Replacement
-from onnxdecomp.search.run import NetworkSearch, Searched, gathered, measured
+from onnxdecomp.search.run import gathered, measured
 from onnxdecomp.search.track import Track
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.selection import Decision, Target, decide
@@ -127,7 +128,9 @@ def _decompose(
         if decision.chain is not None:
             rewriter.replace(target.group, decision.chain, decision.bias)
             if hold:
-                held[target.group.layer.key] = Replacement(target.group, decision.chain, decision.bias)
+                held[target.group.layer.key] = Replacement(
+                    target.group, decision.chain, decision.bias, decision.beside
+                )
         output_error = check.output_error if check else None
         report.layers += [outcome_of(site, decision, output_error) for site in target.group.sites]
     return held

@@ -158,7 +158,7 @@ def _prove(model: Model, converted: RuntimeModel, report: Report, config: Config
     if config.verify != "model" or not report.changed:
         return
     exact = not (report.int8 or report.clustered) and all(
-        (layer.weight_error or 0.0) < EXACT_WEIGHT for layer in report.decomposed
+        (layer.weight_error or 0.0) < EXACT_WEIGHT and not layer.pruned_shape for layer in report.decomposed
     )
     proof = prove_model(model.path or model.proto, converted, config, exact=exact, int8=bool(report.int8))
     report.output_error, report.latency = proof.output_error, proof.latency

@@ -43,7 +43,8 @@ def prove_chain(target: Target, decision: Decision, config: Config) -> ChainChec
     if config.verify == "none" or decision.chain is None or decision.weight is None:
         return None
     group = target.group
-    check = verify_chain(decision.weight, group.bias(), decision.chain, group.dtype, seed=config.seed)
+    bias = group.bias() if decision.bias is None else decision.bias
+    check = verify_chain(decision.weight, bias, decision.chain, group.dtype, seed=config.seed)
     if check.problem and not config.force:
         raise VerificationError(f"{check.problem} Nothing was written.")
     return check

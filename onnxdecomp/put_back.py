@@ -4,7 +4,7 @@ A chain that is faster alone can be slower in its place, where the layer need no
 model is profiled in one piece beside the original, rewritten without what is slower, and profiled again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,6 +127,7 @@ def slower_in_place(
 ) -> dict[str, str]:
     """Return the layers whose chains take longer inside the whole model beyond the noise, with both times.
 
+    Layers that lost channels together count together.
     Beyond the noise means that the lower quartile of the chain lies above the upper quartile of the layer.
     A model that cannot be profiled has none.
     """
@@ -141,8 +142,9 @@ def slower_in_place(
         return {}
     found = {}
     for key, replacement in held.items():
+        groups = [replacement.group, *(held[other].group for other in replacement.beside)]
         (dense_ms, dense_spread), (chain_ms, chain_spread) = (
-            _spent(cost, replacement.group) for cost in (before, after)
+            _spent(cost, groups) for cost in (before, after)
         )
         if chain_ms - chain_spread > dense_ms + dense_spread:
             found[key] = f"put back: {chain_ms:.3g} ms in place instead of {dense_ms:.3g} ms"
@@ -228,6 +230,7 @@ def kept(layer: LayerOutcome, reason: str) -> LayerOutcome:
         layer,
         status="kept",
         reason=reason,
+        pruned_shape=(),
         params=BeforeAfter(layer.params.before, layer.params.before),
         macs=BeforeAfter(layer.macs.before, layer.macs.before),
     )
@@ -239,9 +242,9 @@ def _ranks(config: Config) -> set[str]:
     return {config.rank, *(rule.rank for rule in rules if rule.rank is not None)}
 
 
-def _spent(cost: InPlace, group: LayerGroup) -> tuple[float, float]:
-    """Return the milliseconds of all sites of a group, and half their interquartile range at most."""
-    keys = [site.layer.key for site in group.sites]
+def _spent(cost: InPlace, groups: Sequence[LayerGroup]) -> tuple[float, float]:
+    """Return the milliseconds of all sites of some groups, and half their interquartile range at most."""
+    keys = [site.layer.key for group in groups for site in group.sites]
     return (
         sum(cost.layers_ms.get(key, 0.0) for key in keys),
         sum(cost.spreads_ms.get(key, 0.0) for key in keys),

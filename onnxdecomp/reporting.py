@@ -74,6 +74,7 @@ def outcome_of(site: Site, decision: Decision, output_error: float | None) -> La
         status="decomposed",
         method=chain.method,
         ranks=chain.ranks,
+        pruned_shape=() if chain.layer.weight_shape == layer.weight_shape else chain.layer.weight_shape,
         weight_error=_weight_error(decision, chain),
         output_error=output_error,
         data_error=decision.candidate.error if decision.fit else None,

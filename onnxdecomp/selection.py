@@ -69,9 +69,10 @@ class Decision:
         reason: Why the layers are kept; empty when there is a chain.
         chain: The chain.
         candidate: What the policy chose.
-        weight: ``(O, I/G, *K)`` of the layer.
+        weight: ``(O, I/G, *K)`` of the layer, in the channels that the chain has.
         bias: ``(O,)`` in place of the layer's; None keeps that.
         fit: How the chain was fitted to data; empty when it was not.
+        beside: Keys of the layers that lost channels with this one.
     """
 
     reason: str = ""
@@ -80,6 +81,7 @@ class Decision:
     weight: FloatArray | None = None
     bias: FloatArray | None = None
     fit: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def find_with_shapes(model: Model, config: Config) -> tuple[Found, list[str]]:

@@ -21,8 +21,8 @@ BUDGET = 0.05
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
-    monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", in_place_by_macs)
-    monkeypatch.setattr("onnxdecomp.search.run.rank_step", lambda config: 8)
+    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", in_place_by_macs)
+    monkeypatch.setattr("onnxdecomp.search.network.rank_step", lambda config: 8)
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
     monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
 

@@ -4,6 +4,7 @@ from onnxdecomp.ranks.study import Measured
 from onnxdecomp.report.outcome import BeforeAfter, Latency
 from onnxdecomp.runtime.in_place import InPlace
 from onnxdecomp.runtime.latency import Timing
+from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.goal import InPlaceCosts
 
 
@@ -33,15 +34,20 @@ def by_macs(layer, candidates, dtype, config):
 
 def in_place_by_macs(layers, trials, feeds, *, in_int8=False):
     """Say that a million multiply-accumulates take a millisecond, and the first layer takes none in INT8."""
-    dense_ms = {layer.key: layer.target.group.layer.n_macs / 1e6 for layer in layers}
+    dense_ms = {layer.name: sum(group.layer.n_macs for group in layer.groups) / 1e6 for layer in layers}
     if in_int8:
         dense_ms["c1"] = 0.0
     option_ms = {
-        (layer.key, option.candidate.method.full_name, option.candidate.ranks): option.candidate.n_macs / 1e6
+        (layer.name, option.candidate.method.full_name, option.candidate.ranks): sum(
+            part.candidate.n_macs for _, part in layer.parts(option)
+        )
+        / 1e6
         for layer in layers
         for option in next(iter(layer.options.values()))
     }
-    return InPlaceCosts(dense_ms, option_ms, sum(dense_ms.values()))
+    groups = {group.layer.key: group for layer in layers for group in layer.groups}
+    total_ms = sum(dense_ms.get(key, group.layer.n_macs / 1e6) for key, group in groups.items())
+    return InPlaceCosts(dense_ms, option_ms, total_ms)
 
 
 def measured(speedup, spread):
@@ -50,6 +56,22 @@ def measured(speedup, spread):
     def compare(original, converted, feeds, threads):
         both = BeforeAfter(1.0, 1.0 / speedup)
         return Latency(both, both, speedup, speedup - spread, speedup + spread, n_runs=30)
+
+    return compare
+
+
+def clock_of(in_int8, original_in_int8):
+    """Return a clock for models where chains, in INT8 or not, and the original in INT8 have these speeds."""
+
+    def speed(model):
+        nodes = read_proto(model).graph.node
+        quantized = any(node.op_type == "QuantizeLinear" for node in nodes)
+        if any("/onnxdecomp/" in name for node in nodes for name in node.input):
+            return in_int8 if quantized else 2.0
+        return original_in_int8 if quantized else 1.0
+
+    def compare(slow, quick, feeds, threads):
+        return measured(speed(quick) / speed(slow), 0.01)(slow, quick, feeds, threads)
 
     return compare
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from onnxdecomp.graph.channels import forget_shapes
 from onnxdecomp.graph.emit import Wiring, chain_nodes, stored_weight
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.graph.io import Model
@@ -31,12 +32,16 @@ _OPSET_WITH_OPTIONAL_C = 11
 
 @dataclass
 class _Edits:
-    """What changes in one graph: nodes by position, initializers to add, constants to drop if unused."""
+    """What changes in one graph: nodes by position, initializers to add, constants to drop if unused.
+
+    Tensors that are `gone` are in no node any more; those that are `narrowed` have fewer channels.
+    """
 
     nodes: dict[int, list[onnx.NodeProto]] = field(default_factory=dict)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     maybe_unused: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    narrowed: set[str] = field(default_factory=set)
 
 
 class Rewriter:
@@ -62,7 +67,8 @@ class Rewriter:
 
         Args:
             group: The sites.
-            chain: What replaces them.
+            chain: What replaces them. Where it has fewer channels than they have, so must the layers that
+                are coupled with them (`graph.channels`).
             bias: ``(O,)`` in place of what the sites add to every output; None keeps that.
         """
         source = group.sites[0].weight
@@ -95,6 +101,8 @@ class Rewriter:
         for prefix, edits in self._edits.items():
             graph = graphs[prefix]
             graph.initializer.extend(edits.initializers)
+            if edits.narrowed:
+                forget_shapes(graph, edits.narrowed)
             if self._old_ir:
                 graph.input.extend(as_input(tensor) for tensor in edits.initializers)
         # bodies first: a constant of an outer graph may be used up by a node inside
@@ -121,6 +129,8 @@ class Rewriter:
                 node.input.append(zero)
         edits = self._edit(site.place.scope.prefix)
         edits.nodes[site.place.index] = nodes
+        if chain.specs[-1].weight_shape[0] < site.layer.out_channels:
+            edits.narrowed.add(site.output)
         if site.tail:
             edits.gone.add(original.output[0])
             for fold in site.tail.folds:

@@ -30,10 +30,11 @@ class LayerOutcome:
         op_type: Operator.
         status: Whether it was decomposed.
         reason: Why it was kept; empty when decomposed.
-        method: Full name of the method, with ranks.
+        method: Full name of the method; ``pruned`` where the layer only lost channels.
         ranks: Ranks of the method.
         weight_shape: ``(O, I/G, *K)``.
-        weight_error: Relative Frobenius error of the weight.
+        pruned_shape: The same without the channels that it lost; empty where it lost none.
+        weight_error: Relative Frobenius error of the weight, in the channels that are left.
         output_error: Relative error of the layer's output on random input.
         data_error: The same on the calibration samples, before recovery.
         fit: How the factorization was fitted to them.
@@ -49,6 +50,7 @@ class LayerOutcome:
     method: str = ""
     ranks: tuple[int, ...] = ()
     weight_shape: tuple[int, ...] = ()
+    pruned_shape: tuple[int, ...] = ()
     weight_error: float | None = None
     output_error: float | None = None
     data_error: float | None = None

@@ -101,12 +101,13 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
     fitted = any(layer.fit for layer in layers)
     words = ("layer", "operator", "weight", "method", *(("fit",) if fitted else ()))
     figures = ("ranks", "weight error", "error on data" if fitted else "output error", "weights", "MACs")
-    table = plain_table(f"{_counted(len(layers), 'layer')} decomposed", *words, *figures, left=len(words))
+    done = "decomposed or pruned" if any(layer.pruned_shape for layer in layers) else "decomposed"
+    table = plain_table(f"{_counted(len(layers), 'layer')} {done}", *words, *figures, left=len(words))
     for layer in layers:
         table.add_row(
             Text(layer.key),
             layer.op_type,
-            shape(layer.weight_shape),
+            " → ".join(shape(sizes) for sizes in (layer.weight_shape, layer.pruned_shape) if sizes),
             layer.method,
             *((layer.fit,) if fitted else ()),
             shape(layer.ranks),

@@ -7,6 +7,7 @@ it was not made on; where they disagree a weaker choice is taken.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 
 from onnxdecomp.ranks.knapsack import Option as Item
@@ -85,9 +86,17 @@ class Pick:
     divergence: float
     recovered: list[str] = field(default_factory=list)
 
+    def beside(self, key: str) -> tuple[str, ...]:
+        """Return the keys of the layers that are replaced with a layer or not at all."""
+        together = [{group.layer.key for group in layer.groups} for layer, _ in self.parts.values()]
+        return tuple(other for keys in together if key in keys for other in sorted(keys - {key}))
+
 
 Cost = Callable[[LayerOptions, Option | None], float]
-"""Cost of an option of a layer, or of the layer itself."""
+"""Cost of an option of a layer, or of the layer itself, what is beside it included."""
+
+Priced = tuple[tuple[Part, ...], Item]
+"""What is replaced, and what that costs and is expected to do."""
 
 
 def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untracked) -> list[Weighed]:
@@ -98,10 +107,7 @@ def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untra
         trials: Evaluates.
         track: Shows progress over the layers.
     """
-
-    def diverge(layer: LayerOptions, option: Option) -> float:
-        return trials.divergence(replacements(layer.parts(option)))
-
+    diverge = partial(divergence, trials)
     n_probes = N_PROBES_OF_LARGE if trials.looks_are_long else N_PROBES
     fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
     complete([(layer, fit) for layer, (fit, _) in zip(layers, fits, strict=True)], trials.jobs, track)
@@ -111,6 +117,11 @@ def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untra
     ]
 
 
+def divergence(trials: Trials, layer: LayerOptions, option: Option) -> float:
+    """Return how far the outputs move where one layer becomes an option, and what is beside it its own."""
+    return trials.divergence(replacements(layer.parts(option)))
+
+
 def ballot(weighed: Weighed, cost: Cost) -> Ballot:
     """Return the options of a layer that cost less than it."""
     dense = Item(0.0, cost(weighed.layer, None))
@@ -118,7 +129,7 @@ def ballot(weighed: Weighed, cost: Cost) -> Ballot:
     return Ballot([(), *(parts for parts, _ in worth)], [dense, *(item for _, item in worth)])
 
 
-def priced(weighed: Weighed, cost: Cost) -> list[tuple[tuple[Part, ...], Item]]:
+def priced(weighed: Weighed, cost: Cost) -> list[Priced]:
     """Return what is replaced by each option of a layer, and what that costs and is expected to do."""
     layer, curves = weighed.layer, weighed.curves
     return [

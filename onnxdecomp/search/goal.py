@@ -104,6 +104,13 @@ class InPlaceCosts:
     option_ms: dict[tuple[str, str, Ranks], float]
     total_ms: float
 
+    def with_those(self, other: "InPlaceCosts") -> "InPlaceCosts":
+        """Return these with what was measured at another time, when the whole original took otherwise."""
+        share = self.total_ms / other.total_ms
+        dense_ms = {name: share * ms for name, ms in other.dense_ms.items()}
+        option_ms = {name: share * ms for name, ms in other.option_ms.items()}
+        return InPlaceCosts({**self.dense_ms, **dense_ms}, {**self.option_ms, **option_ms}, self.total_ms)
+
 
 def costs_in_place(
     layers: Sequence[LayerOptions], trials: Trials, feeds: Feeds, *, in_int8: bool = False
@@ -151,45 +158,62 @@ def _profiled(
     """Profile whole models, in the i-th of which every layer is its i-th option.
 
     So what is reordered between layouts counts where it happens, and all options of all layers cost as many
-    models as a single layer has options. The weights are random, which the clock does not see: the chains
-    themselves may not be made yet.
+    models as a single layer has options, its forms included. The weights are random, which the clock does
+    not see: the chains themselves may not be made yet.
 
     Returns:
         Milliseconds of each layer, of its options in order, and of the whole original; and whether the
         original's time varied little.
     """
-    n_variants = max(map(len, options.values()), default=0)
-    if not n_variants:
+    variants = _together(layers, options)
+    if not variants:
         spent_ms = node_times(trials.original, feeds, trials.threads)
         return {"dense_ms": {}, "option_ms": {}, "total_ms": sum(spent_ms.values())}, False
-    variants = [
+    models = [
         trials.build(
             {
                 part.key: _stand_in(part.target.group, option.candidate)
-                for layer in layers
-                if i < len(options[layer.name])
-                for part, option in layer.parts(options[layer.name][i])
+                for layer, place in variant
+                for part, option in layer.parts(options[layer.name][place])
             }
         )
-        for i in range(n_variants)
+        for variant in variants
     ]
     original, others = profile_variants(
-        trials.original, variants, feeds, trials.threads, max_seconds=PROFILE_SECONDS, form=form
+        trials.original, models, feeds, trials.threads, max_seconds=PROFILE_SECONDS, form=form
     )
 
     def spent(cost: InPlace, layer: LayerOptions) -> float:
-        groups = [layer.target.group, *(part.target.group for part, _ in layer.beside)]
-        return sum(cost.layers_ms.get(site.layer.key, 0.0) for group in groups for site in group.sites)
+        return sum(cost.layers_ms.get(site.layer.key, 0.0) for group in layer.groups for site in group.sites)
 
+    option_ms = {name: [0.0] * len(own) for name, own in options.items()}
+    for variant, cost in zip(variants, others, strict=True):
+        for layer, place in variant:
+            option_ms[layer.name][place] = spent(cost, layer)
     found = {
         "dense_ms": {layer.name: spent(original, layer) for layer in layers},
-        "option_ms": {
-            layer.name: [spent(cost, layer) for cost in others[: len(options[layer.name])]]
-            for layer in layers
-        },
+        "option_ms": option_ms,
         "total_ms": original.kernels_ms,
     }
     return found, 2 * original.wall.spread_ms <= STEADY * original.wall.median_ms
+
+
+def _together(
+    layers: Sequence[LayerOptions], options: Mapping[str, Sequence[Option]]
+) -> list[list[tuple[LayerOptions, int]]]:
+    """Return models that have every option of every layer once: each in the first that it fits into."""
+    found: list[list[tuple[LayerOptions, int]]] = []
+    taken: list[set[str]] = []
+    for layer in layers:
+        keys = {group.layer.key for group in layer.groups}
+        for place in range(len(options[layer.name])):
+            number = next((n for n, others in enumerate(taken) if others.isdisjoint(keys)), len(taken))
+            if number == len(taken):
+                taken.append(set())
+                found.append([])
+            taken[number] |= keys
+            found[number].append((layer, place))
+    return found
 
 
 def _stand_in(group: LayerGroup, candidate: Candidate) -> Replacement:
@@ -200,7 +224,8 @@ def _stand_in(group: LayerGroup, candidate: Candidate) -> Replacement:
         for spec in candidate.specs
     )
     chain = Chain(group.layer, candidate.method.full_name, candidate.ranks, candidate.specs, weights)
-    return Replacement(group, chain)
+    n_outputs = candidate.specs[-1].weight_shape[0]
+    return Replacement(group, chain, np.zeros(n_outputs) if n_outputs < group.layer.out_channels else None)
 
 
 def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:
@@ -208,13 +233,13 @@ def cost_of(target: str | None, in_place: InPlaceCosts) -> Cost:
 
     def n_macs(layer: LayerOptions, option: Option | None) -> float:
         if option is None:
-            return float(sum(site.layer.n_macs or 0 for site in layer.target.group.sites))
+            return float(sum(site.layer.n_macs or 0 for group in layer.groups for site in group.sites))
         parts = layer.parts(option)
         return float(sum(len(p.target.group.sites) * (o.candidate.n_macs or 0) for p, o in parts))
 
     def size_bytes(layer: LayerOptions, option: Option | None) -> float:
         if option is None:
-            return float(layer.target.group.stored_bytes)
+            return float(sum(group.stored_bytes for group in layer.groups))
         return float(sum(own.size_bytes for _, own in layer.parts(option)))
 
     def latency_ms(layer: LayerOptions, option: Option | None) -> float:

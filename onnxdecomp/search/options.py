@@ -17,6 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.ranks.study import Candidate, Measured
@@ -95,7 +96,7 @@ class LayerOptions:
 
     Args:
         target: The layer.
-        weight: ``(O, I/G, *K)``.
+        load: Returns its weight ``(O, I/G, *K)``, in the channels that its form has.
         options: By name of the fit, cheapest last.
         ways: What makes their chains, by name of the fit.
         form: What tells it from other forms of the same layer; empty for the layer as it is.
@@ -103,11 +104,16 @@ class LayerOptions:
     """
 
     target: Target
-    weight: FloatArray
+    load: Callable[[], FloatArray]
     options: Mapping[str, list[Option]]
     ways: "Mapping[str, Way]"
     form: str = ""
     beside: "tuple[Part, ...]" = ()
+
+    @property
+    def weight(self) -> FloatArray:
+        """Its weight."""
+        return self.load()
 
     @property
     def key(self) -> str:
@@ -119,8 +125,13 @@ class LayerOptions:
         """Key and form."""
         return f"{self.key} {self.form}" if self.form else self.key
 
+    @property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """All that is replaced where the layer becomes an option."""
+        return self.target.group, *(layer.target.group for layer, _ in self.beside)
+
     def parts(self, option: Option) -> "tuple[Part, ...]":
-        """Return all that is replaced where the layer becomes an option."""
+        """Return what that becomes where the layer becomes an option."""
         return (self, option), *self.beside
 
     def replacement(self, option: Option) -> Replacement:
@@ -327,7 +338,8 @@ def complete(chosen: Sequence[tuple[LayerOptions, str]], jobs: int = 1, track: T
     """
     work = _work(layer.target.group.layer for layer, _ in chosen)
     with Workers(jobs if work >= MIN_SHARED_MACS else 1) as workers:
-        _make([[layer.ways[fit]] for layer, fit in chosen], workers, track, typical=False)
+        ways = [[layer.ways[fit]] for layer, fit in chosen if fit in layer.ways]
+        _make(ways, workers, track, typical=False)
 
 
 def _make(ways: Sequence[Sequence[Way]], workers: Workers, track: Track, *, typical: bool) -> None:
@@ -356,7 +368,7 @@ def _fitted(
         if isinstance(one, str)
         else LayerOptions(
             one.subject.target,
-            one.subject.study.weight,
+            partial(getattr, one.subject.study, "weight"),
             {name: way.options() for name, way in own.items()},
             own,
         )

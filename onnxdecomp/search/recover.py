@@ -69,6 +69,8 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
     for key, replacement in replaced.items():
         if not replacement.group.main_sites or (step in ("affine", "bias") and replacement.bias is None):
             continue
+        if replacement.chain.specs[-1].weight_shape[0] < replacement.group.layer.out_channels:
+            continue  # the layer that reads its channels makes up for those that it lost
         rewritten = trials.build(current)
         at = _last_step(read_proto(rewritten), replacement)
         if replacement.bias is not None and all(output in hidden for output, _ in at.tensors):

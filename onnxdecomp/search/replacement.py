@@ -1,6 +1,6 @@
 """What a search puts in the place of layers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Self
 
@@ -18,21 +18,28 @@ class Replacement:
         group: The layers.
         chain: The chain.
         bias: ``(O,)`` in place of theirs; None keeps it.
+        beside: Keys of the layers that are replaced with them or not at all.
 
     Attributes:
         identity: What chain and bias follow from, given model, samples and settings; empty when only they
             themselves tell.
     """
 
-    def __init__(self, group: LayerGroup, chain: Chain, bias: FloatArray | None = None) -> None:
-        self.group, self.identity = group, ""
+    def __init__(
+        self,
+        group: LayerGroup,
+        chain: Chain,
+        bias: FloatArray | None = None,
+        beside: Sequence[str] = (),
+    ) -> None:
+        self.group, self.identity, self.beside = group, "", tuple(beside)
         self._made: Callable[[], Made] = lambda: (chain, bias)
 
     @classmethod
     def later(cls, group: LayerGroup, identity: str, make: Callable[[], Made]) -> Self:
         """Return what `make` returns once something of it is asked for."""
         found = cls.__new__(cls)
-        found.group, found.identity, found._made = group, identity, cache(make)
+        found.group, found.identity, found.beside, found._made = group, identity, (), cache(make)
         return found
 
     @property

@@ -27,13 +27,13 @@ MATRIX = Geometry.pointwise(0)
 
 def layer(key, *ranks):
     """Return a layer whose options have no chains yet."""
-    own = SimpleNamespace(key=key)
+    own = SimpleNamespace(key=key, out_channels=64)
     candidates = [
         Candidate(SVD, (r,), (StepSpec((r, 64), MATRIX), StepSpec((64, r), MATRIX)), 0.5, 1, 1) for r in ranks
     ]
     target = SimpleNamespace(group=SimpleNamespace(layer=own, sites=[SimpleNamespace(layer=own)]))
     options = [SimpleNamespace(candidate=candidate) for candidate in candidates]
-    return LayerOptions(target, np.zeros((64, 64)), {"weights": options}, {})
+    return LayerOptions(target, lambda: np.zeros((64, 64)), {"weights": options}, {})
 
 
 def built(replaced):

@@ -17,10 +17,9 @@ from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.int8.quantize import Quantized
 from onnxdecomp.runtime.machine import channel_block
-from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.fitting import Fitter
 from tests.networks import network
-from tests.timers import by_macs, even, in_place, in_place_by_macs, measured, slow
+from tests.timers import by_macs, clock_of, even, in_place, in_place_by_macs, measured, slow
 
 N_SAMPLES = 96
 
@@ -28,8 +27,8 @@ N_SAMPLES = 96
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch):
     monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
-    monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", in_place_by_macs)
-    monkeypatch.setattr("onnxdecomp.search.run.rank_step", lambda config: channel_block())
+    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", in_place_by_macs)
+    monkeypatch.setattr("onnxdecomp.search.network.rank_step", lambda config: channel_block())
     monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
     monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
     monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))
@@ -249,22 +248,6 @@ def test_named_ranks_keep_a_budget_or_write_nothing(model, calibration):
     assert not model.with_name("out.onnx").exists()
 
 
-def clock_of(in_int8, original_in_int8):
-    """Return a clock for models where chains, in INT8 or not, and the original in INT8 have these speeds."""
-
-    def speed(model):
-        nodes = read_proto(model).graph.node
-        quantized = any(node.op_type == "QuantizeLinear" for node in nodes)
-        if any("/onnxdecomp/" in name for node in nodes for name in node.input):
-            return in_int8 if quantized else 2.0
-        return original_in_int8 if quantized else 1.0
-
-    def compare(slow, quick, feeds, threads):
-        return measured(speed(quick) / speed(slow), 0.01)(slow, quick, feeds, threads)
-
-    return compare
-
-
 @pytest.mark.parametrize(("original_in_int8", "status"), [(2.5, "decomposed"), (4.0, "kept")])
 def test_int8_is_inside_the_same_budget_and_of_the_faster_model(
     model, calibration, monkeypatch, original_in_int8, status
@@ -341,7 +324,7 @@ def test_what_has_no_form_in_int8_is_decomposed_in_float(model, calibration, mon
             raise ModelError("it cannot be quantized")
         return in_place_by_macs(layers, trials, feeds)
 
-    monkeypatch.setattr("onnxdecomp.search.run.costs_in_place", profile)
+    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", profile)
     monkeypatch.setattr(
         "onnxdecomp.search.int8.search_int8", lambda *args, **options: Quantized(None, reason="no form")
     )
