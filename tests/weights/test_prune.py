@@ -5,7 +5,7 @@ import pytest
 
 from onnxdecomp.layer import Layer
 from onnxdecomp.weights.moments import Moments
-from onnxdecomp.weights.prune import removal_order, taps_of, without_channels
+from onnxdecomp.weights.prune import best_of_channels, removal_order, taps_of, without_channels
 from onnxdecomp.weights.refit import Metric, patch_size
 from tests.asserts import assert_never_rises
 from tests.builders import conv_layer, matrix_layer, weight_of
@@ -97,3 +97,12 @@ def test_of_many_channels_several_go_at_once_and_no_one_twice():
     layer = matrix_layer("Gemm", 4, 256)
     order = removal_order(metric_of(layer, patches_of(layer)), 32)
     assert len(set(order)) == len(order) == 224
+
+
+@every_layer
+def test_the_weight_itself_is_a_sum_of_channels_like_any_other(layer):
+    metric = metric_of(layer, patches_of(layer))
+    kept = np.arange(1, layer.in_channels, 2)
+    weight, _ = without_channels(metric, kept)
+    (rows,) = best_of_channels(metric, metric.weight, kept)
+    assert rows == pytest.approx(weight.reshape(rows.shape), rel=1e-6, abs=1e-9)
