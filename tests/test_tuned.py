@@ -12,7 +12,7 @@ from onnxdecomp.search.trial import Trials
 from onnxdecomp.tuned import SHARES, shares
 from tests.graph.models import normal, parse
 from tests.networks import network
-from tests.timers import by_macs, in_place, in_place_by_macs, measured
+from tests.timers import stop_the_clock
 
 BUDGET = 0.05
 """Noise over signal that may be lost."""
@@ -20,11 +20,8 @@ BUDGET = 0.05
 
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch):
-    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
-    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", in_place_by_macs)
+    stop_the_clock(monkeypatch)
     monkeypatch.setattr("onnxdecomp.search.network.rank_step", lambda config: 8)
-    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
-    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from onnxdecomp.ranks.study import Measured
 from onnxdecomp.report.outcome import BeforeAfter, Latency
 from onnxdecomp.runtime.in_place import InPlace
 from onnxdecomp.runtime.latency import Timing
+from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.goal import InPlaceCosts
 
@@ -91,3 +92,13 @@ def in_place(*rounds, spread_ms=0.01):
         return costs[0], costs[1:]
 
     return profile
+
+
+def stop_the_clock(monkeypatch):
+    """Let all that a search measures follow from multiply-accumulates, and be steady."""
+    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
+    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", in_place_by_macs)
+    monkeypatch.setattr("onnxdecomp.search.network.rank_step", lambda config: channel_block())
+    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
+    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))

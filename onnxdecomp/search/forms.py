@@ -166,6 +166,13 @@ class Form:
         }
         return replace(self.layer, options=options, ways=found.ways)
 
+    def takes(self, candidate: Candidate) -> bool:
+        """Tell whether method and ranks of a candidate suit the layer with fewer channels."""
+        if candidate.method.refusal(self.narrow) is not None:
+            return False
+        bounds = candidate.method.rank_bounds(self.narrow)
+        return all(rank <= bound for rank, bound in zip(candidate.ranks, bounds, strict=True))
+
     @property
     def is_of_matrix(self) -> bool:
         """Whether the first step of any chain sees all that the layer sees."""
@@ -177,7 +184,7 @@ class Form:
         The first step of a chain reads what the channels that are left tell of all of them, which is best on
         the data for the same other steps, and no factorization is made anew.
         """
-        own = [self._counting(self._fed(option)) for option in options]
+        own = [self._counting(self._fed(option)) for option in options if self.takes(option.candidate)]
         return replace(self.layer, options={options[0].fit.name: [self.whole, *own]})
 
     def _fed(self, option: Option) -> Option:

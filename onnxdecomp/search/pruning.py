@@ -114,10 +114,9 @@ def _expected(form: Form, moved: float, ballot: Ballot | None, cost: Cost) -> It
     before = max(0.0, whole - share * ballot.items[0].cost)  # of the layers that make the channels
     for parts, item in zip(ballot.alternatives[1:], ballot.items[1:], strict=True):
         ((_, option),) = parts
-        method, ranks = option.candidate.method, option.candidate.ranks
-        bounds = method.rank_bounds(layer)
-        if all(rank <= bound for rank, bound in zip(ranks, bounds, strict=True)):
-            left = chain_params(method.plan(layer, ranks)) / option.candidate.n_params
+        candidate = option.candidate
+        if form.takes(candidate):
+            left = chain_params(candidate.method.plan(layer, candidate.ranks)) / candidate.n_params
             yield Item(moved + item.error, before + left * item.cost)
 
 

@@ -15,19 +15,14 @@ from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.auto import Ballot
 from onnxdecomp.search.pruning import joined
 from tests.networks import low_rank, network
-from tests.timers import by_macs, clock_of, in_place, in_place_by_macs, measured
+from tests.timers import clock_of, in_place, stop_the_clock
 
 CHANNELS = 4 * channel_block()
 
 
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch):
-    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
-    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", in_place_by_macs)
-    monkeypatch.setattr("onnxdecomp.search.network.rank_step", lambda config: channel_block())
-    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
-    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
-    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))
+    stop_the_clock(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -16,22 +16,16 @@ from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.int8.quantize import Quantized
-from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.search.fitting import Fitter
 from tests.networks import network
-from tests.timers import by_macs, clock_of, even, in_place, in_place_by_macs, measured, slow
+from tests.timers import clock_of, even, in_place_by_macs, measured, slow, stop_the_clock
 
 N_SAMPLES = 96
 
 
 @pytest.fixture(autouse=True)
 def steady_clock(monkeypatch):
-    monkeypatch.setattr("onnxdecomp.selection.measure_chains", by_macs)
-    monkeypatch.setattr("onnxdecomp.search.network.costs_in_place", in_place_by_macs)
-    monkeypatch.setattr("onnxdecomp.search.network.rank_step", lambda config: channel_block())
-    monkeypatch.setattr("onnxdecomp.proof.compare_latency", measured(2.0, 0.1))
-    monkeypatch.setattr("onnxdecomp.put_back.profile_variants", in_place())
-    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", measured(2.0, 0.1))
+    stop_the_clock(monkeypatch)
 
 
 @pytest.fixture(scope="module")
