@@ -377,3 +377,9 @@ def test_a_recipe_may_cluster():
     assert result.exit_code == WRITTEN
     assert "4 weights clustered" in result.stdout
     assert onnx.load("out.onnx").opset_import[0].version == 18
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "onnxdecomp", "convert", "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: python -m onnxdecomp convert" in found.stdout

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.weights.moments import Moment
+from onnxdecomp.weights.refit import RIDGE as REFIT_RIDGE
 from onnxdecomp.weights.refit import Metric, patch_size, ridge_solve
 from onnxdecomp.weights.thin_moment import ThinMoment
 
@@ -96,7 +97,9 @@ def without_channels(metric: Metric, kept: Channels) -> tuple[FloatArray, float]
     taps = taps_of(metric.layer, kept)
     wanted = metric.product[:, :, taps]  # (1, O, C k)
     found, seen = _solved(metric, wanted, taps)
-    gained = 2 * np.sum(found * wanted) - np.sum((found @ seen) * found)
+    # 2 <F, Y> - <F Z, F>, where F (Z + p I) = Y, so that F Z need not be multiplied out
+    penalty = REFIT_RIDGE * np.trace(seen[0]) / len(taps)
+    gained = np.sum(found * wanted) + penalty * np.sum(np.square(found))
     lost = max(metric.energy - float(gained), 0.0)
     error = float(np.sqrt(lost / metric.energy)) if metric.energy > 0 else 0.0
     out_channels, _, *kernel = metric.layer.weight_shape
