@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Chain, FloatArray, Method, Ranks, recompose
 from onnxdecomp.ranks.search import within_budget
 from onnxdecomp.ranks.study import Candidate, Study
@@ -128,11 +129,11 @@ class Fitter:
 
     def __init__(self, max_bytes: int = MAX_HELD_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._studies: OrderedDict[tuple[str, Fit], Study] = OrderedDict()
+        self._studies: OrderedDict[tuple[Layer, Fit], Study] = OrderedDict()
 
     def fitted(self, task: Task) -> Fitted:
         """Return the chain of the one candidate of a task; no two threads may ask at once."""
-        key = task.study.layer.key, task.fit
+        key = task.study.layer, task.fit  # a layer with fewer channels has the same key
         study = self._studies.pop(key, None) or _with_data(task)
         self._studies[key] = study
         while len(self._studies) > 1 and sum(map(_held_bytes, self._studies.values())) > self._max_bytes:

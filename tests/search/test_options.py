@@ -14,6 +14,7 @@ from onnxdecomp.graph.io import load
 from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.runtime.cache import Cache
 from onnxdecomp.search import options, workers
+from onnxdecomp.search.forms import find_forms
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.options import LayerOptions, find_options
 from onnxdecomp.search.subject import Subject
@@ -199,3 +200,17 @@ def _only_small_ones_are_fast(layer, candidates, dtype, config):
 def _constant(moments):
     """Return moments of an input that never changes."""
     return type(moments)(moments.n_patches, 0 * moments.mean, 0 * moments.second)
+
+
+def test_forms_of_one_layer_do_not_meet_in_the_cache(subjects, memory, tmp_path):
+    targets = [subject.target for subject in subjects]
+    forms = find_forms(load(tmp_path / "in.onnx"), targets, subjects[1:2], Config(), 8, memory)
+    made = [find_options([form.subject() for form in forms], [SHRUNK], memory=memory) for _ in range(2)]
+    assert digest(made[0]) == digest(made[1])
+    for form, layer in zip(forms, made[1], strict=True):
+        (options,) = layer.options.values()
+        for option in options:
+            assert {option.chain.layer.in_channels} == {form.number}
+            assert [w.shape for w in option.chain.weights] == [
+                step.weight_shape for step in option.candidate.specs
+            ]
