@@ -30,19 +30,15 @@ from onnxdecomp.search.workers import alone
 from onnxdecomp.selection import Target
 from onnxdecomp.weights.fit import Fit
 from onnxdecomp.weights.moments import Moments
-from onnxdecomp.weights.prune import (
-    MAX_PATCH,
-    Channels,
-    best_of_channels,
-    removal_order,
-    taps_of,
-    without_channels,
-)
+from onnxdecomp.weights.prune import Channels, best_of_channels, removal_order, taps_of, without_channels
 from onnxdecomp.weights.refit import Metric, patch_size
 from onnxdecomp.weights.thin_moment import ThinMoment
 
 SHARES, FEW_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125), (0.5,)
 """Shares of the channels that are kept; of models whose runs are long."""
+
+MAX_PATCH, MAX_PATCH_OF_LARGE = 4096, 1152
+"""Values of a patch of the largest layer that is pruned, and of models whose runs are long."""
 
 ORDER = "pruned"
 """The kind of an order in which channels go, in what is remembered."""
@@ -293,7 +289,8 @@ def find_forms(
     config: Config,
     block: int,
     memory: Memory,
-    shares: Sequence[float] = SHARES,
+    *,
+    is_large: bool = False,
 ) -> list[Form]:
     """Return the forms of layers with fewer channels, undecomposed; of each those with more channels first.
 
@@ -304,8 +301,9 @@ def find_forms(
         config: Says which layers may be touched.
         block: What numbers of channels are multiples of.
         memory: Keeps in which order channels go.
-        shares: Of the channels that are kept.
+        is_large: Whether runs of the model are long, so that only a few forms are worth a look.
     """
+    shares, max_patch = (FEW_SHARES, MAX_PATCH_OF_LARGE) if is_large else (SHARES, MAX_PATCH)
     own = {target.group.layer.key: target for target in targets if _may_be_pruned(target, config)}
     seen = {subject.target.group.layer.key: subject for subject in subjects}
     found = []
@@ -313,7 +311,7 @@ def find_forms(
         subject = seen.get(coupled.consumer.layer.key)
         numbers = _numbers(coupled.consumer.layer.in_channels, block, shares)
         may_be = all(group.layer.key in own for group in coupled.groups)
-        if subject is not None and numbers and may_be and _can_be_pruned(coupled):
+        if subject is not None and numbers and may_be and _can_be_pruned(coupled, max_patch):
             between = Between(coupled, own, subject, numbers[-1], memory)
             found += [Form(between, number) for number in numbers]
     return found
@@ -332,8 +330,8 @@ def _may_be_pruned(target: Target, config: Config) -> bool:
     return not others and is_selected and isinstance(target.policy, Fastest) and not target.asked_for
 
 
-def _can_be_pruned(coupled: Coupled) -> bool:
-    """Tell whether a moment is at hand of all channels, and what the layers before add to them is known."""
+def _can_be_pruned(coupled: Coupled, max_patch: int) -> bool:
+    """Tell whether the next layer is small enough, and what the layers before add to channels is known."""
     before = [group for group in coupled.groups if group is not coupled.consumer]
     known = all(group.known_bias() is not None and group.layer.in_shape is not None for group in before)
-    return known and patch_size(coupled.consumer.layer) <= MAX_PATCH
+    return known and patch_size(coupled.consumer.layer) <= max_patch

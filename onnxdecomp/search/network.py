@@ -11,7 +11,7 @@ from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.ranks.fastest import Fastest
 from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.search.auto import Ballot, Cost, Pick, Search, Weighed, ballot, priced, weighed
-from onnxdecomp.search.forms import FEW_SHARES, SHARES, Form, find_forms
+from onnxdecomp.search.forms import Form, find_forms
 from onnxdecomp.search.goal import Goal, InPlaceCosts, cost_of, costs_in_place, counted
 from onnxdecomp.search.options import MAX_OPTIONS, MAX_OPTIONS_OF_LARGE, LayerOptions, find_options
 from onnxdecomp.search.pruning import joined, worth_decomposing
@@ -144,9 +144,8 @@ class NetworkSearch:
         """Return what layers may become with fewer channels between them, undecomposed."""
         if PRUNING in self._config.without:
             return []
-        shares = FEW_SHARES if self._trials.looks_are_long else SHARES
-        memory = self._trials.memory
-        return find_forms(model, self._targets, subjects, self._config, block, memory, shares)
+        memory, is_large = self._trials.memory, self._trials.looks_are_long
+        return find_forms(model, self._targets, subjects, self._config, block, memory, is_large=is_large)
 
     def _worth_pruning(self, forms: Sequence[Form]) -> list[list[Weighed]]:
         """Return the forms that serve the network better than ranks do, with all that they may become."""

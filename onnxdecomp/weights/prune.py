@@ -27,9 +27,6 @@ Channels = NDArray[np.intp]
 RIDGE = 1e-3
 """Share of the mean of the diagonal that is added to the moment, so that it has an inverse."""
 
-MAX_PATCH = 4096
-"""Values of a patch of the largest layer that is pruned."""
-
 SLOW_CHANNELS = 64
 """Of so many channels one goes at a time, of twice as many two, and so on."""
 
