@@ -49,6 +49,15 @@ def shape(sizes: Iterable[int]) -> str:
     return "x".join(str(n) for n in sizes)
 
 
+def pruned(before: Iterable[int], after: Iterable[int]) -> str:
+    """Return sizes before and after in one.
+
+    >>> pruned((64, 64, 3, 3), (64, 32, 3, 3))
+    '64x64→32x3x3'
+    """
+    return "x".join(str(n) if n == m else f"{n}→{m}" for n, m in zip(before, after, strict=True))
+
+
 def percent(error: float | None) -> str:
     """Return a relative error in percent."""
     return "" if error is None else f"{100 * error:.3g} %"
@@ -107,7 +116,9 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
         table.add_row(
             Text(layer.key),
             layer.op_type,
-            " → ".join(shape(sizes) for sizes in (layer.weight_shape, layer.pruned_shape) if sizes),
+            pruned(layer.weight_shape, layer.pruned_shape)
+            if layer.pruned_shape
+            else shape(layer.weight_shape),
             layer.method,
             *((layer.fit,) if fitted else ()),
             shape(layer.ranks),
