@@ -14,7 +14,7 @@ import onnx
 
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.lens import STANDARD_DOMAINS
-from onnxdecomp.graph.names import reads
+from onnxdecomp.graph.names import reads, remove
 from onnxdecomp.graph.sites import is_dense
 
 CHANNELWISE = frozenset(
@@ -104,9 +104,7 @@ def forget_shapes(graph: onnx.GraphProto, outputs: Iterable[str]) -> None:
     for node in graph.node:
         if not is_dense(node.op_type, node.domain) and not changed.isdisjoint(reads(node)):
             changed.update(node.output)
-    for index in range(len(graph.value_info) - 1, -1, -1):
-        if graph.value_info[index].name in changed:
-            del graph.value_info[index]
+    remove(graph.value_info, changed)
 
 
 def _node_output(group: LayerGroup) -> str:

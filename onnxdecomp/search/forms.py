@@ -17,7 +17,7 @@ from onnxdecomp.graph.channels import Coupled, coupled_layers
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model
 from onnxdecomp.layer import Layer, chain_macs, chain_params
-from onnxdecomp.methods.base import Chain, FloatArray, recompose
+from onnxdecomp.methods.base import Chain, FloatArray, decompose, recompose
 from onnxdecomp.methods.whole import Whole
 from onnxdecomp.ranks.fastest import Fastest
 from onnxdecomp.ranks.study import Candidate
@@ -116,7 +116,7 @@ class Form:
 
         def make() -> Fitted:
             weight, error = self._solved
-            return Fitted(_one_step(self.narrow, weight), error, self._bias)
+            return Fitted(_one_step(self.narrow, weight), error, self._bias(weight))
 
         option = self._option(self.narrow, subject.target.group, make, lambda: self._solved[1])
         return LayerOptions(
@@ -149,7 +149,7 @@ class Form:
             subject.target,
             replace(study, layer=self.narrow, weight=weight, methods=methods, _analyses={}),
             Moments(moments.n_patches, moments.mean[:, taps], moments.second[:, taps][:, :, taps]),
-            self._bias,
+            self._bias(weight),
         )
 
     def with_options(self, found: LayerOptions | str) -> LayerOptions:
@@ -196,11 +196,7 @@ class Form:
             fed = alone(lambda rows: best_of_channels(metric, rows, self._kept), rows)  # (1, R, C)
             weights = (fed.reshape(specs[0].weight_shape), *rest)
             chain = replace(made.chain, layer=self.narrow, specs=specs, weights=weights)
-            if made.bias is None:
-                return Fitted(chain, made.error, None)
-            lost = rows @ metric.mean[..., np.newaxis] - fed @ metric.mean[:, self._kept, np.newaxis]
-            after = recompose(specs[1:], rest, 1).reshape(-1, len(first))  # (O, R)
-            return Fitted(chain, made.error, made.bias + after @ lost[0, :, 0])
+            return Fitted(chain, made.error, self._bias(recompose(specs, weights, 1)))
 
         return replace(
             option,
@@ -233,16 +229,14 @@ class Form:
         """The weight ``(O, C, *K)`` of the channels that are left, and the relative error of the output."""
         return alone(lambda kept: without_channels(self.between.metric, kept), self._kept)
 
-    @cached_property
-    def _bias(self) -> FloatArray | None:
-        """``(O,)`` with the mean of what is lost."""
+    def _bias(self, weight: FloatArray) -> FloatArray | None:
+        """Return ``(O,)`` with the mean of what a weight ``(O, C, *K)`` in place of the whole one loses."""
         bias, metric = self.between.subject.bias, self.between.metric
         if bias is None:
             return None
-        before = metric.weight @ metric.mean[..., np.newaxis]  # (1, O, 1)
-        weight = self._solved[0].reshape((*metric.weight.shape[:2], -1))  # (1, O, C k)
-        left = weight @ metric.mean[:, self._taps, np.newaxis]
-        return np.asarray(bias + (before - left).reshape(-1))
+        whole = np.zeros_like(metric.weight)  # (1, O, D)
+        whole[:, :, self._taps] = weight.reshape(len(weight), -1)
+        return bias + metric.bias_shift(whole)
 
     def _before(self, group: LayerGroup) -> Part:
         """Return a layer with the output channels that are left, in one step."""
@@ -279,7 +273,7 @@ class Form:
 
 
 def _one_step(layer: Layer, weight: FloatArray) -> Chain:
-    return Chain(layer, WHOLE.full_name, (), (layer.spec,), (np.asarray(weight, np.float64),))
+    return decompose(WHOLE, WHOLE.analyze(layer, weight, np.random.default_rng(0)), layer, ())
 
 
 def find_forms(
