@@ -120,7 +120,8 @@ def stream_moments(
     """
     proto = read_proto(model)
     wide = {group.layer.key for group in groups if thin and is_thin(group.layer)}
-    for members in _passes(groups, wide, max_bytes):
+    n_all = max((len(array) for array in samples.values() if np.ndim(array)), default=1)
+    for members in _passes(groups, wide, n_all, max_bytes):
         names = [site.data for group in members for site in group.main_sites]
         session = open_outputs(model, names)
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
@@ -187,18 +188,26 @@ def _n_rows_of(size: int) -> int:
     return max(1, min(MAX_THIN_ROWS, MAX_ROW_BYTES // (8 * size)))
 
 
+def _most_rows_of(layer: Layer, n_samples: int) -> int:
+    """Return how many rows of a wide matrix are kept at the most."""
+    n_wanted = _n_rows_of(values_per_patch(layer.spec))
+    return n_wanted if layer.in_shape is None else min(n_wanted, n_samples * prod(layer.in_shape))
+
+
 def _passes(
-    groups: Sequence[LayerGroup], wide: Collection[str], max_bytes: int
+    groups: Sequence[LayerGroup], wide: Collection[str], n_samples: int, max_bytes: int
 ) -> Iterator[list[LayerGroup]]:
     """Cut the layers that can be gathered into runs whose sums fit into `max_bytes` together.
 
-    Of those whose keys are `wide` rows are kept.
+    Of those whose keys are `wide` rows are kept, no more than the samples have.
     """
     members: list[LayerGroup] = []
     taken = 0
     for group in groups:
         size = values_per_patch(group.layer.spec)
-        size_bytes = 8 * size * (_n_rows_of(size) if group.layer.key in wide else group.layer.group * size)
+        is_wide = group.layer.key in wide
+        n_rows = _most_rows_of(group.layer, n_samples) if is_wide else group.layer.group * size
+        size_bytes = 8 * size * n_rows
         if size_bytes > max_bytes // 2 or not group.main_sites:
             continue
         if taken + size_bytes > max_bytes:

@@ -1,9 +1,10 @@
 """Run only what comes after some tensors of a model: what stands before them is run once and kept.
 
-To see what many forms of one layer do to the outputs, nothing before the layer has to run again.
+To see what many forms of one layer do to the outputs, nothing before the layer has to run again. What was
+kept for one layer is run on to the next: in the order of the model all of them together cost one run of it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,6 +49,7 @@ class Suffix:
         batch: int,
         jobs: int = 1,
         max_bytes: int = MAX_BYTES,
+        start: "Suffix | None" = None,
     ) -> "Suffix | None":
         """Run the model up to some tensors of its main graph.
 
@@ -59,6 +61,7 @@ class Suffix:
             batch: Samples run at once where the model allows it.
             jobs: Batches run side by side.
             max_bytes: Most memory that the kept tensors may take.
+            start: A suffix of the same model and samples to run on from, as far as that is possible.
 
         Returns:
             None when they would take more, or are not all plain tensors, or no output depends on `tensors`.
@@ -68,10 +71,13 @@ class Suffix:
         outputs = tuple(name for name in order if name in changed)
         if not names or not outputs:
             return None
-        session = open_outputs(proto, names)
+        made = None if start is None else start._run_on(proto, names, jobs)
+        if made is None:
+            session = open_outputs(proto, names)
+            made = in_order(partial(run, session), batches(samples, proto, batch), jobs)
         kept: list[Feeds] = []
         size_bytes = 0
-        for found in in_order(partial(run, session), batches(samples, proto, batch), jobs):
+        for found in made:
             if not all(isinstance(array, np.ndarray) for array in found.values()):
                 return None
             size_bytes += sum(array.nbytes for array in found.values())
@@ -97,6 +103,17 @@ class Suffix:
         parts = list(in_order(partial(run, session), self.frontier, jobs))
         made = {name: joined(name, [part[name] for part in parts]) for name in self.outputs}
         return {name: made[name] if name in made else self.others[name] for name in self.order}
+
+    def _run_on(self, proto: onnx.ModelProto, names: Sequence[str], jobs: int) -> Iterable[Feeds] | None:
+        """Return tensors of the original, batch by batch, made of what was kept; None if they need more."""
+        part = between(proto, self.frontier, names)
+        if part is None:
+            return None
+        if not part.graph.output:
+            return [{name: feed[name] for name in names} for feed in self.frontier]
+        made = in_order(partial(run, open_session(part)), self.frontier, jobs)
+        known = ({**feed, **found} for feed, found in zip(self.frontier, made, strict=True))
+        return ({name: tensors[name] for name in names} for tensors in known)
 
 
 def _frontier(graph: onnx.GraphProto, tensors: Collection[str]) -> tuple[list[str], set[str]]:

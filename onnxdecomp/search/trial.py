@@ -170,7 +170,13 @@ class Trials:
         if self._suffix[0] != tensors:
             proto, samples = read_proto(self.original), _inputs(self._few)
             suffix = Suffix.of(
-                proto, tensors, samples, self._few_reference, batch=_batch_of(samples), jobs=self.jobs
+                proto,
+                tensors,
+                samples,
+                self._few_reference,
+                batch=_batch_of(samples),
+                jobs=self.jobs,
+                start=self._suffix[1],
             )
             self._suffix = tensors, suffix
         suffix = self._suffix[1]

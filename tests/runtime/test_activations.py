@@ -466,6 +466,22 @@ g (float[N, {MAX_ROOT + 1}] x) => (float[N, 4] y) {{
 }}
 """
 
+BEHIND_WIDE = f"""
+g (float[N, {MAX_ROOT + 1}] x) => (float[N, 4] y) {{
+    a = MatMul(x, w)
+    y = MatMul(a, v)
+}}
+"""
+
+
+def test_few_rows_of_a_wide_matrix_leave_room_for_the_sums_of_others(monkeypatch):
+    model = parse(BEHIND_WIDE, {"w": normal(MAX_ROOT + 1, 4), "v": normal(4, 4)})
+    data = {"x": normal(50, MAX_ROOT + 1)}
+    all_rows = 8 * (MAX_ROOT + 1) * len(data["x"])
+    passes = count_passes(monkeypatch)
+    gather(model, data, max_bytes=2 * all_rows)
+    assert passes == [["x", "a"]]
+
 
 def test_of_a_wide_matrix_rows_are_kept_instead_of_sums(monkeypatch):
     model, data = parse(WIDE, {"w": normal(MAX_ROOT + 1, 4)}), normal(50, MAX_ROOT + 1)

@@ -81,3 +81,31 @@ def test_no_more_memory_is_taken_than_allowed():
 
 def test_a_tensor_that_no_output_depends_on_has_no_suffix():
     assert suffix_of(BRANCHES, "scale", SAMPLES) is None
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("proto", "first", "then", "samples"),
+    [
+        (BRANCHES, "a", "b", SAMPLES),
+        (BRANCHES, "b", "b", SAMPLES),
+        (network(), "c1", "c2", {"x": normal(11, 16, 12, 12)}),
+        (network(), "c1", "y", {"x": normal(11, 16, 12, 12)}),
+    ],
+)
+def test_what_was_kept_is_run_on_to_a_later_layer(proto, first, then, samples, jobs):
+    reference = outputs_over(proto, samples, batch=4)
+    start = suffix_of(proto, first, samples)
+    found = Suffix.of(proto, [then], {}, reference, batch=4, jobs=jobs, start=start)  # no samples are read
+    expected = suffix_of(proto, then, samples)
+    assert (found.outputs, found.order) == (expected.outputs, expected.order)
+    for feed, wanted in zip(found.frontier, expected.frontier, strict=True):
+        assert list(feed) == list(wanted)
+        for name, array in wanted.items():
+            np.testing.assert_allclose(feed[name], array, rtol=1e-5, atol=1e-5)
+
+
+def test_an_earlier_layer_is_reached_from_the_samples():
+    start = suffix_of(BRANCHES, "b", SAMPLES)
+    found = suffix_of(BRANCHES, "a", SAMPLES, start=start)
+    assert list(found.frontier[0]) == list(suffix_of(BRANCHES, "a", SAMPLES).frontier[0])
