@@ -78,9 +78,9 @@ class LastStepAt:
 class Pairs:
     """Runs the original and what it becomes on the same samples, from front to back.
 
-    As many places are drawn as `gather_moments` draws. Of each model only what the tensors need is run, and
-    that once when layers are asked for in the order of the model and chains change only behind the ones
-    asked for before.
+    As many places are drawn as `gather_moments` draws, or fewer. Of each model only what the tensors need is
+    run, and that once when layers are asked for in the order of the model and chains change only behind the
+    ones asked for before.
 
     Args:
         original: The model with the layers, or its path.
@@ -90,6 +90,7 @@ class Pairs:
         seed: Seed of the places drawn.
         max_bytes: The sums or rows of one layer may take half of it.
         known: Keeps outputs of the original for the next pairs with the same samples and seed.
+        max_places: Places drawn of one layer at most; None for no such limit.
 
     Raises:
         UsageError: There are too few samples.
@@ -106,9 +107,11 @@ class Pairs:
         seed: int = 0,
         max_bytes: int = MAX_BYTES,
         known: KnownOutputs | None = None,
+        max_places: int | None = None,
     ) -> None:
         self._original, self._proto = original, read_proto(original)
         self._seed, self._max_bytes, self._known = seed, max_bytes, known or KnownOutputs(0)
+        self._max_places = max_places
         sized = open_outputs(original, outputs)
         feeds = sized_feeds([sized], samples, self._proto, max_bytes // ACTIVATION_SHARE)
         self._sizes = [n_samples_in(feed) for feed in feeds]
@@ -146,18 +149,24 @@ class Pairs:
             None when they could take too much memory, or when a value is not finite.
         """
         n_outputs, group, size = at.sizes
-        if 4 * (n_wanted_of(size) + len(at.tensors)) * (group * size + n_outputs) > self._max_bytes // 2:
+        if 4 * (self._n_wanted(size) + len(at.tensors)) * (group * size + n_outputs) > self._max_bytes // 2:
             return None
         pairs = list(self._read(rewritten, at))
         patches, outputs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
         return (patches, outputs) if np.isfinite(patches).all() and np.isfinite(outputs).all() else None
 
+    def _n_wanted(self, size: int) -> int:
+        """Return how many places are drawn of a layer whose last step has patches of this size."""
+        n_wanted = n_wanted_of(size)
+        return n_wanted if self._max_places is None else min(n_wanted, self._max_places)
+
     def _read(self, rewritten: Model, at: LastStepAt) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Yield patches ``(n, G, D)`` of the last step with the outputs ``(n, O)`` of the layer."""
         size = at.sizes[-1]
-        key = (at.layer.key, n_wanted_of(size), self._seed, tuple(self._sizes))
+        n_wanted = self._n_wanted(size)
+        key = (at.layer.key, n_wanted, self._seed, tuple(self._sizes))
         seen = self._known.get(key)
-        samplers = samplers_of(at.layer, len(at.tensors), n_wanted_of(size), self._seed, sum(self._sizes))
+        samplers = samplers_of(at.layer, len(at.tensors), n_wanted, self._seed, sum(self._sizes))
         reader, made = Reader(at.step, columns=at.layer.weight_on_left), list[FloatArray]()
         batches = zip(self._outputs(at, run=seen is None), self._inputs(rewritten, at), strict=True)
         with threadpool_limits(1, "blas"):

@@ -217,7 +217,9 @@ class Search:
 
         There it must not lose more than the budget, and over all samples together not more with the standard
         error added (`Drop.bound`). What is tried after a choice that does not hold is predicted to lose as
-        much less as that one loses too much; after one that does, what is expected to use up the budget.
+        much less as that one loses too much, by twice that in logarithms with each that does not: of few
+        answers one may stay lost however much less is. After one that does, it is what is expected to use up
+        the budget.
         """
         waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
         looks: list[Look] = []
@@ -227,7 +229,8 @@ class Search:
             if lost <= max_drop:
                 return self._stronger(pick, looks, max_drop)
             waiting = [other for other in waiting if other.cost > pick.cost]
-            other = self._weaker(pick, lost / max_drop if max_drop > 0 else inf)
+            times = lost / max_drop if max_drop > 0 else inf
+            other = self._weaker(pick, max(times, LEAST_WEAKER) ** -(2.0 ** (len(looks) - 1)))
             if other is not None and (not waiting or other.cost < waiting[0].cost):
                 waiting.insert(0, other)
         return None
@@ -258,9 +261,9 @@ class Search:
                 pick = other
         return pick
 
-    def _weaker(self, pick: Pick, times: float) -> Pick | None:
-        """Return a choice that costs more and is predicted to lose so many times less; None at the end."""
-        wanted = self._predicted(pick.chosen) / max(times, LEAST_WEAKER)
+    def _weaker(self, pick: Pick, share: float) -> Pick | None:
+        """Return a choice that costs more and is predicted to lose this share of that; None at the end."""
+        wanted = share * self._predicted(pick.chosen)
         budget = meeting(self._predicted_at, pick.cost, self.dense_cost, wanted)
         while budget < self.dense_cost:
             other = self.at_cost(budget, recovering=self._recovers_looks)

@@ -36,6 +36,10 @@ LIGHT_STEPS = ("affine", "bias")
 alike, and whole last steps fitted to them do harm."""
 
 
+MAX_LIGHT_PLACES = 8192
+"""Places that two unknowns per channel are solved from: more of the same few samples say no more."""
+
+
 def recover(step: str, replaced: Replacements, trials: Trials) -> dict[str, Replacement]:
     """Return the replacements with every last step solved anew; all are, when one of them is asked for.
 
@@ -64,10 +68,16 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
     outputs = [site.output for group in groups for site in group.main_sites]
     if not outputs:
         return current
-    known, samples = trials.known_outputs, trials.recovery_samples
-    pairs = Pairs(trials.original, outputs, samples, jobs=trials.jobs, known=known)
+    pairs = Pairs(
+        trials.original,
+        outputs,
+        trials.recovery_samples,
+        jobs=trials.jobs,
+        known=trials.known_outputs,
+        max_places=MAX_LIGHT_PLACES if step in LIGHT_STEPS else None,
+    )
     for key, replacement in replaced.items():
-        if not replacement.group.main_sites or (step in ("affine", "bias") and replacement.bias is None):
+        if not replacement.group.main_sites or (step in LIGHT_STEPS and replacement.bias is None):
             continue
         if replacement.chain.specs[-1].weight_shape[0] < replacement.group.layer.out_channels:
             continue  # the layer that reads its channels makes up for those that it lost

@@ -370,6 +370,12 @@ def test_rows_of_pairs_are_what_their_moments_sum_up(model, samples):
     assert pair_rows(*seen, max_bytes=1000) is None
 
 
+def test_no_more_places_of_a_pair_are_read_than_asked_for(model, samples):
+    (c2,) = (group for group in groups_of(model) if group.layer.key == "c2")
+    patches, _ = pair_rows(model, model, [("c2", "r1")], c2.layer, c2.layer.spec, samples, max_places=100)
+    assert abs(len(patches) - 100) < len(samples["x"])
+
+
 @pytest.mark.parametrize(("max_mib", "largest"), [(1, 1), (2, 3), (64, 20)])
 def test_tensors_of_one_batch_take_a_share_of_the_limit(model, samples, monkeypatch, max_mib, largest):
     batches = []

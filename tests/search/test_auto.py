@@ -94,6 +94,16 @@ def test_beliefs_count_where_labels_are_in_doubt_but_never_against_them():
     assert found(noise=0.05, believed=0.1)[0].drop.value <= 0.1
 
 
+def test_an_answer_that_stays_lost_takes_few_looks(monkeypatch):
+    def confirmed_with(self, replaced):
+        return self.drop(0.105 if sum(replaced.values()) > 0.004 else 0.0)
+
+    monkeypatch.setattr(Known, "confirmed_with", confirmed_with)
+    pick, trials = found()
+    assert 0 < sum(pick.replaced.values()) <= 0.004
+    assert trials.n_compared <= 12
+
+
 def test_where_nothing_holds_everything_is_kept():
     assert found(elsewhere=1e6)[0] is None
 
