@@ -19,7 +19,7 @@ from onnxdecomp.methods import find_methods
 from onnxdecomp.methods.base import Method
 from onnxdecomp.ranks.search import within_budget
 from onnxdecomp.ranks.study import Study
-from onnxdecomp.report.table import UNKNOWN, count, percent, plain_table, shape, size, some
+from onnxdecomp.report.table import UNKNOWN, brief, count, percent, plain_table, shape, size, some
 from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.observe import node_times
 from onnxdecomp.selection import OBSERVE_LIMIT_BYTES, find_with_shapes, model_inputs
@@ -218,7 +218,7 @@ def _previews_table(found: Inspection) -> Table:
         cells = {(p.method.partition("/")[0], p.ratio): p for p in view.previews}
         shown = [cells.get((method, ratio)) for method in methods for ratio in PREVIEW_RATIOS]
         texts = [f"{percent(p.error)} ({shape(p.ranks)})" if p else "-" for p in shown]
-        table.add_row(Text(view.layer.key), *texts)
+        table.add_row(Text(brief(view.layer.key)), *texts)
     return table
 
 

@@ -10,6 +10,9 @@ from onnxdecomp.report.outcome import Accuracy, BeforeAfter, Footprint, LayerOut
 
 UNKNOWN = "?"
 
+MAX_NAME = 64
+"""Characters of a name that are shown: converters make names of all that a node was fused of."""
+
 SHARES = ("top1", "agreement")
 """Metrics that are shares of the samples."""
 
@@ -58,6 +61,17 @@ def pruned(before: Iterable[int], after: Iterable[int]) -> str:
     return "x".join(str(n) if n == m else f"{n}→{m}" for n, m in zip(before, after, strict=True))
 
 
+def brief(name: str) -> str:
+    """Return a name, a long one without its middle: reports as JSON have all of it.
+
+    >>> brief("model/block_1/expand/Conv;" * 4)
+    'model/block_1/expand/Conv;model…/Conv;model/block_1/expand/Conv;'
+    """
+    if len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME // 2 - 1]}…{name[-MAX_NAME // 2 :]}"
+
+
 def percent(error: float | None) -> str:
     """Return a relative error in percent."""
     return "" if error is None else f"{100 * error:.3g} %"
@@ -69,7 +83,7 @@ def some(names: list[str]) -> str:
     >>> some(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(brief, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def report_table(report: Report) -> RenderableType:
@@ -114,7 +128,7 @@ def _decomposed_table(layers: list[LayerOutcome]) -> Table:
     table = plain_table(f"{_counted(len(layers), 'layer')} {done}", *words, *figures, left=len(words))
     for layer in layers:
         table.add_row(
-            Text(layer.key),
+            Text(brief(layer.key)),
             layer.op_type,
             pruned(layer.weight_shape, layer.pruned_shape)
             if layer.pruned_shape
@@ -137,7 +151,7 @@ def _clustered_table(weights: list[WeightOutcome]) -> Table:
     for weight in weights:
         groups = f"{weight.n_codebooks} x " if weight.n_codebooks != 1 else ""
         table.add_row(
-            Text(weight.name),
+            Text(brief(weight.name)),
             weight.op_type,
             shape(weight.shape),
             str(weight.bits),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain
 
 from onnxdecomp.config import Config
 from onnxdecomp.errors import BudgetError
@@ -36,12 +36,23 @@ BARELY_FASTER = 0.999
 MAX_FORM_OPTIONS = 12
 """Options of a layer with fewer channels."""
 
+NOT_LOOKED_INTO = 0.05
+"""Share of all that layers could save which is given up where looks are long: that of those that save least.
+
+Each layer takes several looks, and in networks of a hundred layers half of them may save next to nothing.
+"""
+
 PRUNING = "pruning"
 """The step that takes channels out, as `Config.without` calls it."""
 
 NO_DATA = (
     "there are no moments of its input (it stands inside a body, met values that are not finite, or is too "
     "large), and only fitted layers are searched"
+)
+
+NOT_WORTH_LOOKS = (
+    "it could save next to nothing, and in a model that takes this long to run only layers that could save "
+    "more were looked into"
 )
 
 
@@ -97,8 +108,11 @@ class NetworkSearch:
         changed = {layer.key: layer.target.group for layer in [*layers, *(form.layer for form in forms)]}
         trials.searched = list(changed.values())
         self._costs = {False: self._profiled([*layers, *(form.layer for form in forms)])}
-        self._weighed = {one.layer.key: one for one in weighed(layers, trials, track)}
-        self._pruned = self._worth_pruning(forms)
+        small = self._saving_little(layers) if trials.looks_are_long else frozenset()
+        self._reasons |= dict.fromkeys(small, NOT_WORTH_LOOKS)
+        looked_into = [layer for layer in layers if layer.key not in small]
+        self._weighed = {one.layer.key: one for one in weighed(looked_into, trials, track)}
+        self._pruned = self._worth_pruning([form for form in forms if form.layer.key not in small])
 
     def chosen(self, goal: Goal, *, in_int8: bool = False) -> Searched:
         """Return a decision for every target.
@@ -139,6 +153,14 @@ class NetworkSearch:
             memory=trials.memory,
             max_options=min(max_options, max(LEAST_MAX_OPTIONS, VARIANT_BYTES // trials.size_bytes)),
         )
+
+    def _saving_little(self, layers: Sequence[LayerOptions]) -> frozenset[str]:
+        """Return the keys of the layers without which almost all can be saved."""
+        cost = cost_of(counted(self._config), self._costs[False])
+        gains = sorted((_most_saved(layer, cost), layer.key) for layer in layers)
+        allowed = NOT_LOOKED_INTO * sum(gain for gain, _ in gains)
+        sums = accumulate(gain for gain, _ in gains)
+        return frozenset(key for (_, key), given_up in zip(gains, sums, strict=True) if given_up <= allowed)
 
     def _forms(self, model: Model, subjects: Sequence[Subject], block: int) -> list[Form]:
         """Return what layers may become with fewer channels between them, undecomposed."""
@@ -216,6 +238,12 @@ def _subject(target: Target, moments: Moments | None, config: Config, block: int
         return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
     bias = None if "bias" in config.without else target.group.known_bias()
     return Subject(target, new_study(target, weight, config, block), moments, bias)
+
+
+def _most_saved(layer: LayerOptions, cost: Cost) -> float:
+    """Return what the cheapest option of a layer saves, 0 if none does."""
+    least = min(cost(layer, option) for options in layer.options.values() for option in options)
+    return max(0.0, cost(layer, None) - least)
 
 
 def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick | None:

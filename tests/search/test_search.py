@@ -16,7 +16,10 @@ from onnxdecomp.graph.io import load
 from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.int8.quantize import Quantized
+from onnxdecomp.search import network as search_network
+from onnxdecomp.search import trial
 from onnxdecomp.search.fitting import Fitter
+from onnxdecomp.search.network import NOT_WORTH_LOOKS
 from tests.networks import network
 from tests.timers import clock_of, even, in_place_by_macs, measured, slow, stop_the_clock
 
@@ -79,6 +82,21 @@ def test_a_larger_budget_gives_a_smaller_model(model, calibration):
         for budget in (1e-8, 0.3)
     ]
     assert sizes[1] < sizes[0]
+
+
+def test_where_looks_are_long_layers_that_save_little_are_not_looked_into(model, calibration, monkeypatch):
+    def kept():
+        report = search(model, calibration, metric="sqnr", max_drop=0.3)
+        return {layer.key for layer in report.layers if layer.reason == NOT_WORTH_LOOKS}, report
+
+    assert not kept()[0]
+    monkeypatch.setattr(trial, "SENSITIVITY_MACS", 1)
+    (few, _), _ = kept(), monkeypatch.setattr(search_network, "NOT_LOOKED_INTO", 0.5)
+    more, report = kept()
+    assert few < more
+    macs = {layer.key: layer.macs.before for layer in report.layers}
+    assert max(macs[key] for key in more) < max(macs.values())
+    assert {layer.key for layer in report.decomposed} <= macs.keys() - more
 
 
 @pytest.mark.parametrize(
