@@ -19,7 +19,8 @@ FloatArray = NDArray[np.float64]
 T = TypeVar("T")
 
 SUM_TOLERANCE = 0.01
-"""How far the sum of a row of probabilities may be from 1, which is what float16 leaves of it."""
+"""How far the sum of a row of probabilities, or the length of an embedding, may be from 1: what float16 leaves
+of it."""
 
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smaller probabilities count as this, so that one that vanished in float32 does not decide alone."""
@@ -178,6 +179,13 @@ def are_probabilities(scores: Array) -> bool:
     """Tell whether rows along the last axis are probabilities: not negative, with a sum of 1."""
     values = np.asarray(scores, np.float64)
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
+
+
+def are_embeddings(rows: Array) -> bool:
+    """Tell whether rows along the last axis are vectors of length 1 that point anywhere."""
+    values = np.asarray(rows, np.float64)
+    lengths = np.linalg.norm(values, axis=-1)
+    return bool(values.min() < 0 and np.all(np.abs(lengths - 1) <= SUM_TOLERANCE))
 
 
 def logs_for(reference: Array) -> Callable[[FloatArray], FloatArray]:

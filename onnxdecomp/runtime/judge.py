@@ -17,6 +17,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
+    are_embeddings,
     are_probabilities,
     first_output,
     is_float,
@@ -244,13 +245,16 @@ class Judge:
 def default_metric(reference: Outputs, labels: Array | None) -> str:
     """Return the metric for users who name none.
 
-    That is ``top1`` with labels; else ``agreement`` where the first output looks like class scores or is
-    whole numbers, which are a choice themselves; else ``sqnr``.
+    That is ``top1`` with labels; else ``cosine`` where the first output is vectors of length 1, as embeddings
+    are; ``agreement`` where it looks like class scores or is whole numbers, which are a choice themselves;
+    else ``sqnr``.
     """
     if labels is not None:
         return "top1"
-    chooses = looks_like_class_scores(reference) or np.asarray(first_output(reference)).dtype.kind in "biu"
-    return "agreement" if chooses else "sqnr"
+    first = np.asarray(first_output(reference))
+    if looks_like_class_scores(reference):
+        return "cosine" if are_embeddings(first) else "agreement"
+    return "agreement" if first.dtype.kind in "biu" else "sqnr"
 
 
 def doubt_of_default(reference: Outputs) -> str | None:

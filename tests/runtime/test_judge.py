@@ -317,6 +317,8 @@ def test_a_function_that_returns_no_number_is_refused(answer, said):
         (normal(4, 3), np.zeros(4), "top1"),
         (normal(4, 3), None, "agreement"),
         (normal(4, 6, 3), None, "agreement"),
+        (normal(4, 8) / np.linalg.norm(normal(4, 8), axis=1, keepdims=True), None, "cosine"),
+        (np.eye(4, dtype=np.float32), None, "agreement"),
         (np.arange(4), None, "agreement"),
         (normal(4, 3, 8, 8), None, "sqnr"),
         (normal(4, 1), None, "sqnr"),
