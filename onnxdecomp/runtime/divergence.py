@@ -19,8 +19,8 @@ FloatArray = NDArray[np.float64]
 T = TypeVar("T")
 
 SUM_TOLERANCE = 0.01
-"""How far the sum of a row of probabilities, or the length of an embedding, may be from 1: what float16 leaves
-of it."""
+"""How far the sum of a row of probabilities, or the length of an embedding, may be from 1, which is what
+float16 leaves of it."""
 
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smaller probabilities count as this, so that one that vanished in float32 does not decide alone."""

@@ -234,4 +234,8 @@ def joined(name: str, parts: list[Array]) -> Array:
     try:
         return np.concatenate(parts)
     except ValueError as error:
-        raise ModelError(f"Output '{name}' cannot be joined over the samples: {error}.") from error
+        shapes = " and ".join(str(shape) for shape in list(dict.fromkeys(np.shape(part) for part in parts))[:2])
+        raise ModelError(
+            f"Output '{name}' cannot be joined over the samples: its shape is {shapes} for some of them. Give "
+            "samples for which it is the same, or none (without --calibration the weights alone decide)."
+        ) from error
