@@ -234,8 +234,8 @@ def joined(name: str, parts: list[Array]) -> Array:
     try:
         return np.concatenate(parts)
     except ValueError as error:
-        shapes = " and ".join(str(shape) for shape in list(dict.fromkeys(np.shape(part) for part in parts))[:2])
+        shapes = dict.fromkeys(str(np.shape(part)) for part in parts)
         raise ModelError(
-            f"Output '{name}' cannot be joined over the samples: its shape is {shapes} for some of them. Give "
+            f"Output '{name}' cannot be joined over the samples: it has shapes {', '.join(shapes)}. Give "
             "samples for which it is the same, or none (without --calibration the weights alone decide)."
         ) from error
