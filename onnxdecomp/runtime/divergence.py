@@ -4,10 +4,9 @@ A drop in accuracy is counted in whole samples, so a few hundred do not tell sma
 outputs move does, and it needs no labels.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
-from math import inf, isfinite, nan
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from onnxdecomp.runtime.evaluate import Outputs
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
-T = TypeVar("T")
+Rows = NDArray[np.int64]
 
 SUM_TOLERANCE = 0.01
 """How far the sum of a row of probabilities, or the length of an embedding, may be from 1, which is what
@@ -28,9 +27,9 @@ LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 CHUNK = 2**16
 """Values that are compared at once: few enough to stay in a processor's cache."""
 
-MAX_KEPT = 2**23
-"""Values of which logarithms are kept between the steps of a comparison, and those of the original between
-comparisons."""
+MAX_VALUES = 2**22
+"""Class scores that are compared at most; of more, rows that are drawn evenly stand for all. Words of a large
+dictionary at every step of a text would take many times as long to compare as to work out."""
 
 MAX_STEPS, SAME_FACTOR = 8, 1e-4
 """Newton steps to the best factor for all scores, and the share of it below which none is made."""
@@ -38,22 +37,6 @@ MAX_STEPS, SAME_FACTOR = 8, 1e-4
 
 _Part = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 """Rows of weights ``(r,)``, log p, p and log q ``(r, C)``."""
-
-
-class _Parts(Generic[T]):
-    """Parts of something, made anew each time they are gone through, or kept where they are small.
-
-    Args:
-        make: Makes them.
-        n_values: Numbers in an array of all parts.
-    """
-
-    def __init__(self, make: Callable[[], Iterator[T]], n_values: int) -> None:
-        self._make = make
-        self._kept = list(make()) if n_values <= MAX_KEPT else None
-
-    def __iter__(self) -> Iterator[T]:
-        return self._make() if self._kept is None else iter(self._kept)
 
 
 class Divergence:
@@ -98,40 +81,39 @@ class Divergence:
         return found if isfinite(found) else inf
 
     def _mean_kl(self, outputs: Outputs) -> float:
-        parts = _Parts(partial(self._parts, outputs), first_output(self._reference).size)
+        ours, theirs = _rows_of(outputs, self._n_classes), _rows_of(self._reference, self._n_classes)
+        if any(_are_broken(ours[rows], theirs[rows]) for rows in _some_at_a_time(*theirs.shape)):
+            return inf
+        parts = [
+            (weights, log_p, p, self._logs(np.asarray(ours[rows], np.float64)))
+            for rows, weights, log_p, p in self._original
+        ]
         factor = _best_factor(parts) if self._up_to_factor else 1.0
         return sum(
             float(weights @ _kl(log_p, p, log_q if factor == 1.0 else log_softmax(factor * log_q)))
             for weights, log_p, p, log_q in parts
         )
 
-    def _parts(self, outputs: Outputs) -> Iterator[_Part]:
-        """Yield rows with what they count for, some at a time; broken ones have logarithms that are NaN."""
-        ours, theirs = first_output(outputs), first_output(self._reference)
-        n_classes = theirs.shape[-1]
-        ours, theirs = ours.reshape(-1, n_classes), theirs.reshape(-1, n_classes)  # (n steps, C)
-        for (weights, log_p, p), rows in zip(self._original, _some_at_a_time(theirs), strict=True):
-            q = np.asarray(ours[rows], np.float64)
-            log_q = self._logs(q)
-            log_q[~np.all(np.isfinite(q) | (q == theirs[rows]), axis=1)] = nan
-            yield weights, log_p, p, log_q
+    @cached_property
+    def _n_classes(self) -> int:
+        return int(first_output(self._reference).shape[-1])
 
     @cached_property
-    def _original(self) -> "_Parts[tuple[FloatArray, FloatArray, FloatArray]]":
-        """What rows count for, logarithms of the original's probabilities, and these, some rows at a time."""
-        scores = first_output(self._reference)
-        n_samples, n_classes = len(scores), scores.shape[-1]
-        scores = scores.reshape(-1, n_classes)  # (n steps, C)
-        n_steps = len(scores) // n_samples
+    def _original(self) -> list[tuple[Rows, FloatArray, FloatArray, FloatArray]]:
+        """Rows to compare, what they count for, and logarithms of the original's probabilities and these."""
+        scores = _rows_of(self._reference, self._n_classes)  # (n steps, C)
+        n_samples = len(first_output(self._reference))
         weights = np.full(n_samples, 1.0 / n_samples) if self._weights is None else self._weights
+        n_steps = len(scores) // n_samples
         weights = np.repeat(weights / n_steps, n_steps)
-
-        def made() -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
-            for rows in _some_at_a_time(scores):
-                log_p = self._logs(np.asarray(scores[rows], np.float64))
-                yield weights[rows], log_p, np.exp(log_p)
-
-        return _Parts(made, scores.size)
+        compared = _drawn(len(scores), max(1, MAX_VALUES // self._n_classes))
+        share = weights[compared].sum() / weights.sum()
+        found = []
+        for some in _some_at_a_time(len(compared), self._n_classes):
+            rows = compared[some]
+            log_p = self._logs(np.asarray(scores[rows], np.float64))
+            found.append((rows, weights[rows] / share, log_p, np.exp(log_p)))
+        return found
 
     @cached_property
     def _logs(self) -> Callable[[FloatArray], FloatArray]:
@@ -199,14 +181,32 @@ def log_softmax(rows: FloatArray) -> FloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _some_at_a_time(rows: Array) -> Iterator[slice]:
+def _rows_of(outputs: Outputs, n_classes: int) -> Array:
+    """Return the class scores of all samples and steps, ``(n steps, C)``."""
+    return first_output(outputs).reshape(-1, n_classes)
+
+
+def _drawn(n_rows: int, n_wanted: int) -> Rows:
+    """Return which of all rows are compared, rising: the same ones each time."""
+    if n_rows <= n_wanted:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng(0).choice(n_rows, n_wanted, replace=False))
+
+
+def _are_broken(ours: Array, theirs: Array) -> bool:
+    """Tell whether a score is NaN or infinite and the original's is not."""
+    values = np.asarray(ours, np.float64)
+    return not np.all(np.isfinite(values) | (values == theirs))
+
+
+def _some_at_a_time(n_rows: int, n_classes: int) -> Iterator[slice]:
     """Yield slices of so many rows that `CHUNK` values are in them."""
-    step = max(1, CHUNK // rows.shape[1])
-    for start in range(0, len(rows), step):
+    step = max(1, CHUNK // n_classes)
+    for start in range(0, n_rows, step):
         yield slice(start, start + step)
 
 
-def _best_factor(parts: "_Parts[_Part]") -> float:
+def _best_factor(parts: Sequence[_Part]) -> float:
     """Return the factor of least divergence, which is convex in it, by Newton's method."""
     factor = 1.0
     for _ in range(MAX_STEPS):
