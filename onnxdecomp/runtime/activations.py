@@ -120,8 +120,7 @@ def stream_moments(
     """
     proto = read_proto(model)
     wide = {group.layer.key for group in groups if thin and is_thin(group.layer)}
-    n_all = max((len(array) for array in samples.values() if np.ndim(array)), default=1)
-    for members in _passes(groups, wide, n_all, max_bytes):
+    for members in _passes(groups, wide, n_samples_in(samples), max_bytes):
         names = [site.data for group in members for site in group.main_sites]
         session = open_outputs(model, names)
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
@@ -240,6 +239,6 @@ def sized_feeds(
     return list(batches(samples, proto, min(max(limit_bytes // max(1, size_bytes), 1), MAX_BATCH)))
 
 
-def n_samples_in(feed: Feeds) -> int:
+def n_samples_in(feed: Mapping[str, Array]) -> int:
     """Return how many samples are in a feed: its first axes, which also serve where they are no batch."""
     return max((len(array) for array in feed.values() if np.ndim(array)), default=1)

@@ -234,8 +234,8 @@ def joined(name: str, parts: list[Array]) -> Array:
     try:
         return np.concatenate(parts)
     except ValueError as error:
-        shapes = dict.fromkeys(str(np.shape(part)) for part in parts)
+        shapes = ", ".join(list(dict.fromkeys(str(np.shape(part)) for part in parts))[:3])
         raise ModelError(
-            f"Output '{name}' cannot be joined over the samples: it has shapes {', '.join(shapes)}. Give "
+            f"Output '{name}' cannot be joined over the samples: it has shapes {shapes}. Give "
             "samples for which it is the same, or none (without --calibration the weights alone decide)."
         ) from error

@@ -108,7 +108,8 @@ class NetworkSearch:
         changed = {layer.key: layer.target.group for layer in [*layers, *(form.layer for form in forms)]}
         trials.searched = list(changed.values())
         self._costs = {False: self._profiled([*layers, *(form.layer for form in forms)])}
-        small = self._saving_little(layers) if trials.looks_are_long else frozenset()
+        is_any_saving_welcome = config.has_target or not trials.looks_are_long
+        small = frozenset() if is_any_saving_welcome else self._saving_little(layers)
         self._reasons |= dict.fromkeys(small, NOT_WORTH_LOOKS)
         looked_into = [layer for layer in layers if layer.key not in small]
         self._weighed = {one.layer.key: one for one in weighed(looked_into, trials, track)}
