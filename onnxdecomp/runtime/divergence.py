@@ -81,8 +81,8 @@ class Divergence:
         return found if isfinite(found) else inf
 
     def _mean_kl(self, outputs: Outputs) -> float:
-        ours, theirs = _rows_of(outputs, self._n_classes), _rows_of(self._reference, self._n_classes)
-        if any(_are_broken(ours[rows], theirs[rows]) for rows in _some_at_a_time(*theirs.shape)):
+        ours, theirs = _rows_of(outputs), _rows_of(self._reference)  # (n steps, C)
+        if any(np.any(broken_rows(ours[rows], theirs[rows])) for rows in _some_at_a_time(*theirs.shape)):
             return inf
         parts = [
             (weights, log_p, p, self._logs(np.asarray(ours[rows], np.float64)))
@@ -95,21 +95,17 @@ class Divergence:
         )
 
     @cached_property
-    def _n_classes(self) -> int:
-        return int(first_output(self._reference).shape[-1])
-
-    @cached_property
     def _original(self) -> list[tuple[Rows, FloatArray, FloatArray, FloatArray]]:
         """Rows to compare, what they count for, and logarithms of the original's probabilities and these."""
-        scores = _rows_of(self._reference, self._n_classes)  # (n steps, C)
-        n_samples = len(first_output(self._reference))
+        scores, n_samples = _rows_of(self._reference), len(first_output(self._reference))
+        n_rows, n_classes = scores.shape
         weights = np.full(n_samples, 1.0 / n_samples) if self._weights is None else self._weights
-        n_steps = len(scores) // n_samples
+        n_steps = n_rows // n_samples
         weights = np.repeat(weights / n_steps, n_steps)
-        compared = _drawn(len(scores), max(1, MAX_VALUES // self._n_classes))
+        compared = _drawn(n_rows, max(1, MAX_VALUES // n_classes))
         share = weights[compared].sum() / weights.sum()
         found = []
-        for some in _some_at_a_time(len(compared), self._n_classes):
+        for some in _some_at_a_time(len(compared), n_classes):
             rows = compared[some]
             log_p = self._logs(np.asarray(scores[rows], np.float64))
             found.append((rows, weights[rows] / share, log_p, np.exp(log_p)))
@@ -157,6 +153,12 @@ def noise_over_signal(noise: FloatArray, signal: FloatArray) -> FloatArray:
     return np.where(signal > 0, noise / np.where(signal > 0, signal, 1.0), np.sign(noise))
 
 
+def broken_rows(ours: Array, theirs: Array) -> NDArray[np.bool_]:
+    """Tell of each row ``(n, values)`` whether an entry is NaN or infinite and the original's is not."""
+    values = np.asarray(ours, np.float64)
+    return np.asarray(np.any(~np.isfinite(values) & (values != theirs), axis=1))
+
+
 def are_probabilities(scores: Array) -> bool:
     """Tell whether rows along the last axis are probabilities: not negative, with a sum of 1."""
     values = np.asarray(scores, np.float64)
@@ -181,9 +183,10 @@ def log_softmax(rows: FloatArray) -> FloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _rows_of(outputs: Outputs, n_classes: int) -> Array:
+def _rows_of(outputs: Outputs) -> Array:
     """Return the class scores of all samples and steps, ``(n steps, C)``."""
-    return first_output(outputs).reshape(-1, n_classes)
+    scores = first_output(outputs)
+    return scores.reshape(-1, scores.shape[-1])
 
 
 def _drawn(n_rows: int, n_wanted: int) -> Rows:
@@ -191,12 +194,6 @@ def _drawn(n_rows: int, n_wanted: int) -> Rows:
     if n_rows <= n_wanted:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng(0).choice(n_rows, n_wanted, replace=False))
-
-
-def _are_broken(ours: Array, theirs: Array) -> bool:
-    """Tell whether a score is NaN or infinite and the original's is not."""
-    values = np.asarray(ours, np.float64)
-    return not np.all(np.isfinite(values) | (values == theirs))
 
 
 def _some_at_a_time(n_rows: int, n_classes: int) -> Iterator[slice]:

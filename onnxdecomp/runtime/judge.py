@@ -19,6 +19,7 @@ from onnxdecomp.runtime.divergence import (
     Divergence,
     are_embeddings,
     are_probabilities,
+    broken_rows,
     first_output,
     is_float,
     logs_for,
@@ -224,8 +225,7 @@ class Judge:
 
     def _broken(self, outputs: Outputs) -> NDArray[np.bool_]:
         """Tell of each sample whether its first output is NaN or infinite where the original's is not."""
-        ours, theirs = _rows(outputs), _rows(self._reference)
-        return np.asarray(np.any(~np.isfinite(ours) & (ours != theirs), axis=1))
+        return broken_rows(_rows(outputs), _rows(self._reference))
 
     def _score(self, outputs: Outputs, rows: Rows | None = None) -> float:
         labels, reference = self._labels, self._reference

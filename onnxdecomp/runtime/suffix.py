@@ -61,7 +61,8 @@ class Suffix:
             batch: Samples run at once where the model allows it.
             jobs: Batches run side by side.
             max_bytes: Most memory that the kept tensors may take.
-            start: A suffix of the same model and samples to run on from, as far as that is possible.
+            start: A suffix of the same model and samples to run on from, as far as that is possible. What it
+                keeps is there beside the new one meanwhile.
 
         Returns:
             None when they would take more, or are not all plain tensors, or no output depends on `tensors`.

@@ -108,8 +108,7 @@ class NetworkSearch:
         changed = {layer.key: layer.target.group for layer in [*layers, *(form.layer for form in forms)]}
         trials.searched = list(changed.values())
         self._costs = {False: self._profiled([*layers, *(form.layer for form in forms)])}
-        is_any_saving_welcome = config.has_target or not trials.looks_are_long
-        small = frozenset() if is_any_saving_welcome else self._saving_little(layers)
+        small = self._not_worth_looks(layers)
         self._reasons |= dict.fromkeys(small, NOT_WORTH_LOOKS)
         looked_into = [layer for layer in layers if layer.key not in small]
         self._weighed = {one.layer.key: one for one in weighed(looked_into, trials, track)}
@@ -155,8 +154,13 @@ class NetworkSearch:
             max_options=min(max_options, max(LEAST_MAX_OPTIONS, VARIANT_BYTES // trials.size_bytes)),
         )
 
-    def _saving_little(self, layers: Sequence[LayerOptions]) -> frozenset[str]:
-        """Return the keys of the layers without which almost all can be saved."""
+    def _not_worth_looks(self, layers: Sequence[LayerOptions]) -> frozenset[str]:
+        """Return the keys of layers without which almost all can be saved: none where looks are short.
+
+        A target of cost may need all that there is to save.
+        """
+        if self._config.has_target or not self._trials.looks_are_long:
+            return frozenset()
         cost = cost_of(counted(self._config), self._costs[False])
         gains = sorted((_most_saved(layer, cost), layer.key) for layer in layers)
         allowed = NOT_LOOKED_INTO * sum(gain for gain, _ in gains)
@@ -243,7 +247,7 @@ def _subject(target: Target, moments: Moments | None, config: Config, block: int
 
 def _most_saved(layer: LayerOptions, cost: Cost) -> float:
     """Return what the cheapest option of a layer saves, 0 if none does."""
-    least = min(cost(layer, option) for options in layer.options.values() for option in options)
+    least = min(cost(layer, option) for option in next(iter(layer.options.values())))
     return max(0.0, cost(layer, None) - least)
 
 

@@ -35,7 +35,6 @@ LIGHT_STEPS = ("affine", "bias")
 """Those with two unknowns per channel, for large models: few samples of these are run, whose places are
 alike, and whole last steps fitted to them do harm."""
 
-
 MAX_LIGHT_PLACES = 8192
 """Places that two unknowns per channel are solved from: more of the same few samples say no more."""
 
