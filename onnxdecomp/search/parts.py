@@ -19,6 +19,10 @@ SHARES = (0.5, 0.25, 0.25)
 MIN_SAMPLES = 16
 """Fewer calibration samples do not say anything."""
 
+BATCH, MIN_BATCHES = 8, 4
+"""Samples run at once, fewer where that leaves too few batches: as fast as more on one thread, little memory,
+and something for each job to do."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -94,6 +98,16 @@ def load_evaluation(source: str, model: onnx.ModelProto) -> dict[str, Array]:
         if f"no array '{LABELS}'" not in str(error):
             raise
     return load_samples(source, model)
+
+
+def without_labels(samples: Samples) -> Samples:
+    """Return what a model is given of samples."""
+    return {name: array for name, array in samples.items() if name != LABELS}
+
+
+def batch_of(samples: Samples) -> int:
+    """Return how many of some samples are run at once."""
+    return min(BATCH, max(1, count(samples) // MIN_BATCHES))
 
 
 def count(samples: Samples) -> int:

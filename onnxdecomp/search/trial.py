@@ -15,16 +15,15 @@ from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
-from onnxdecomp.runtime.importance import draw
 from onnxdecomp.runtime.judge import Judge, default_metric, doubt_of_default, is_choice, part
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
-from onnxdecomp.runtime.session import Array, read_proto
+from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.runtime.suffix import Suffix
 from onnxdecomp.search.evidence import GROWTH, Evidence
+from onnxdecomp.search.looks import Looks
 from onnxdecomp.search.memory import Memory
-from onnxdecomp.search.parts import Parts, Samples, count
+from onnxdecomp.search.parts import Parts, Samples, batch_of, count, without_labels
 from onnxdecomp.search.replacement import Replacements
 
 MIN_SENSITIVITY_SAMPLES = 6
@@ -35,10 +34,6 @@ SENSITIVITY_MACS = 30e9
 
 Counted and not timed, so that the number of samples is the same in each run.
 """
-
-BATCH, MIN_BATCHES = 8, 4
-"""Samples run at once, fewer where that leaves too few batches: as fast as more on one thread, little memory,
-and something for each job to do."""
 
 LONG_LOOK = 2
 """A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
@@ -109,11 +104,9 @@ class Trials:
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
         self.looks_are_long = MIN_SENSITIVITY_SAMPLES * n_macs > LONG_LOOK * SENSITIVITY_MACS
-        few = draw(reference, n_few, seed)
-        self._few, self._few_weights = part(parts.choose, few.rows), few.weights
-        self._few_reference = {name: array[few.rows] for name, array in reference.items()}
-        self._few_judge = Judge(self.metric, self._few_reference, None, few.weights)
-        self._suffix: tuple[frozenset[str], Suffix | None] = frozenset(), None
+        self._looks = Looks(
+            model.proto, self.metric, without_labels(parts.choose), reference, n_few, jobs=jobs, seed=seed
+        )
         self.known_outputs = KnownOutputs()
         self._scratch = TemporaryDirectory()
 
@@ -155,41 +148,24 @@ class Trials:
         """Return how far the outputs move on a few samples: smooth, 0 for equal outputs."""
 
         def measure() -> dict[str, float]:
-            return {"divergence": self._few_judge.divergence(self._few_outputs(replaced))}
+            sites = [site for replacement in replaced.values() for site in replacement.group.sites]
+            found = self._looks.divergence(self.build(replaced), sites)
+            self.looked()
+            return {"divergence": found}
 
-        found = self.memory.number(f"divergence-{count(self._few)}", replaced, measure)
+        found = self.memory.number(f"divergence-{self._looks.n_samples}", replaced, measure)
         return float(found["divergence"])
-
-    def _few_outputs(self, replaced: Replacements) -> Outputs:
-        """Return the outputs on the few samples, running only what comes after what is replaced."""
-        built = self.build(replaced)
-        sites = [site for replacement in replaced.values() for site in replacement.group.sites]
-        if isinstance(built, Path) or any(site.place.scope.prefix for site in sites):
-            return self._run(built, self._few)
-        tensors = frozenset(site.place.proto.output[0] for site in sites)
-        if self._suffix[0] != tensors:
-            proto, samples = read_proto(self.original), _inputs(self._few)
-            suffix = Suffix.of(
-                proto,
-                tensors,
-                samples,
-                self._few_reference,
-                batch=_batch_of(samples),
-                jobs=self.jobs,
-                start=self._suffix[1],
-            )
-            self._suffix = tensors, suffix
-        suffix = self._suffix[1]
-        if suffix is None:
-            return self._run(built, self._few)
-        outputs = suffix.run(built, self.jobs)
-        self.looked()
-        return outputs
 
     def divergence_from(self, model: RuntimeModel) -> Callable[[RuntimeModel], float]:
         """Return what tells how far the outputs of other models are from this one's on the few samples."""
-        judge = Judge(self.metric, self._run(model, self._few), None, self._few_weights)
-        return lambda other: judge.divergence(self._run(other, self._few))
+        diverge = self._looks.divergence_from(model)
+
+        def looked(other: RuntimeModel) -> float:
+            found = diverge(other)
+            self.looked()
+            return found
+
+        return looked
 
     def compared(self, replaced: Replacements) -> tuple[Drop, float]:
         """Return what replacements lose on the samples that decide, and how far the outputs move there."""
@@ -231,7 +207,7 @@ class Trials:
         return Drop(**self.memory.number(f"drop-{self.metric.name}", replaced, measure))
 
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
-        batch = _batch_of(samples)
+        batch = batch_of(samples)
         return self.memory.outputs(f"{name}, {batch} at once", lambda: self._run(self.original, samples))
 
     def _halves_alike(self, reference: Outputs) -> tuple[Outputs | None, Outputs | None]:
@@ -251,7 +227,7 @@ class Trials:
         return self._choose.drop(outputs), self._choose.divergence(outputs)
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
-        outputs = outputs_over(model, _inputs(samples), batch=_batch_of(samples), jobs=self.jobs)
+        outputs = outputs_over(model, without_labels(samples), batch=batch_of(samples), jobs=self.jobs)
         self.looked()
         return outputs
 
@@ -264,16 +240,6 @@ class Trials:
 def _n_answers(outputs: Outputs) -> int:
     """Return how many classes the first output names, ``(n, ..., C)``: one a sample, or one a step of it."""
     return prod(np.shape(next(iter(outputs.values())))[:-1])
-
-
-def _batch_of(samples: Samples) -> int:
-    """Return how many of some samples are run at once."""
-    return min(BATCH, max(1, count(samples) // MIN_BATCHES))
-
-
-def _inputs(samples: Samples) -> Samples:
-    """Return samples without their labels."""
-    return {name: array for name, array in samples.items() if name != LABELS}
 
 
 def _labels(samples: Samples, outputs: Outputs) -> Array | None:

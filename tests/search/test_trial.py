@@ -11,6 +11,7 @@ from onnxdecomp.runtime import judge
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.importance import unsureness
 from onnxdecomp.runtime.margins import Margins
+from onnxdecomp.search import looks as looking
 from onnxdecomp.search import trial
 from onnxdecomp.search.run import open_trials
 from onnxdecomp.search.track import watched
@@ -48,7 +49,7 @@ def n_run(monkeypatch):
         counts.append(len(samples["x"]))
         return outputs_over(model, samples, **options)
 
-    monkeypatch.setattr(trial, "outputs_over", counted)
+    monkeypatch.setattr(looking, "outputs_over", counted)
     return counts
 
 
@@ -91,7 +92,8 @@ def test_the_samples_of_a_look_are_those_the_original_is_unsure_of(monkeypatch, 
         seen.append(unsureness(outputs))
         return outputs
 
-    monkeypatch.setattr(trial, "outputs_over", kept)
+    for module in (trial, looking):
+        monkeypatch.setattr(module, "outputs_over", kept)
     with opened() as trials:
         trials.divergence({})
     of_all, of_few = seen[0], seen[-1]
