@@ -153,6 +153,27 @@ class Rewriter:
         self._edit(home).initializers.append(self._add_tensor(name, array, dtype))
 
 
+def set_last_step(proto: onnx.ModelProto, group: LayerGroup, chain: Chain, bias: FloatArray | None) -> None:
+    """Give the last step of a chain other numbers.
+
+    Args:
+        proto: A model of `Rewriter`, its weights inside, with such a chain in place of the group; modified.
+        group: The layers, one of them in the main graph.
+        chain: The chain, alike but for the numbers of its last step.
+        bias: ``(O,)`` in place of the one there; None leaves that.
+    """
+    output = group.main_sites[0].output
+    step = next(node for node in proto.graph.node if output in node.output)
+    weight = stored_weight(chain.layer, chain.specs[-1], chain.weights[-1])
+    numbers = {step.input[0 if chain.layer.weight_on_left else 1]: weight}
+    if bias is not None:
+        numbers[step.input[2]] = bias
+    for tensor in proto.graph.initializer:
+        if tensor.name in numbers:
+            array = np.ascontiguousarray(numbers[tensor.name], group.dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
 def _constants(site: Site) -> Iterator[Constant]:
     """Yield the constants that a replaced site no longer uses."""
     yield site.weight

@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.names import reads
-from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto
+from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto, run
 
 
 def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -51,19 +51,49 @@ def open_outputs(
     return open_session(proto, threads=threads, folder=folder)
 
 
-def between(proto: onnx.ModelProto, sources: Sequence[Feeds], names: Sequence[str]) -> onnx.ModelProto | None:
-    """Return the part of a model that makes some tensors of others.
+class Between:
+    """The part of a model that makes some tensors of others, opened.
+
+    Args:
+        session: It; None where nothing has to be made.
+    """
+
+    def __init__(self, session: ort.InferenceSession | None) -> None:
+        self._session = session
+        self._reads = tuple(entry.name for entry in session.get_inputs()) if session else ()
+
+    def __call__(self, given: Feeds) -> Feeds:
+        """Return the given tensors and those made of them.
+
+        Raises:
+            ModelError: onnxruntime cannot run the part on these.
+        """
+        if self._session is None:
+            return given
+        return {**given, **run(self._session, {name: given[name] for name in self._reads})}
+
+
+def open_between(
+    proto: onnx.ModelProto, sources: Sequence[Feeds], names: Sequence[str], *, folder: Path | None = None
+) -> Between | None:
+    """Open the part of a model that makes some tensors of others.
 
     Args:
         proto: The model; not modified.
         sources: The tensors it starts from, batch by batch, which say their types and shapes.
-        names: Tensors of the main graph. Those that are given are not put out.
+        names: Tensors of the main graph. Those that are given are not made.
+        folder: Where external data lies.
 
     Returns:
         None when it takes more than what is given.
+
+    Raises:
+        ModelError: onnxruntime cannot load the part.
     """
     given = sources[0]
-    wanted = [name for name in names if name not in given]
+    wanted = [name for name in dict.fromkeys(names) if name not in given]
+    if not wanted:
+        return Between(None)
     needed, used = _needed(proto.graph, wanted, given)
     constants = {entry.name for entry in proto.graph.initializer}
     if any(entry.name in used and entry.name not in {*given, *constants} for entry in proto.graph.input):
@@ -72,12 +102,12 @@ def between(proto: onnx.ModelProto, sources: Sequence[Feeds], names: Sequence[st
     graph.node.extend(proto.graph.node[index] for index in sorted(needed))
     graph.initializer.extend(entry for entry in proto.graph.initializer if entry.name in used)
     graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    graph.input.extend(_input(name, [feed[name] for feed in sources]) for name in given)
+    graph.input.extend(_input(name, [feed[name] for feed in sources]) for name in given if name in used)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     part = onnx.ModelProto(ir_version=max(proto.ir_version, 4), graph=graph)
     part.opset_import.extend(proto.opset_import)
     part.functions.extend(proto.functions)
-    return part
+    return Between(open_session(part, folder=folder))
 
 
 def varying(graph: onnx.GraphProto) -> set[str]:

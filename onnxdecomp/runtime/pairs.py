@@ -26,31 +26,35 @@ from onnxdecomp.runtime.activations import (
 )
 from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.passage import Passage
-from onnxdecomp.runtime.patches import PatchSums, Reader
+from onnxdecomp.runtime.patches import PatchSums, Places, Reader
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto
 from onnxdecomp.weights.moments import PairMoments
+
+Drawn = list[tuple[Places, FloatArray]]
+"""Places of a batch, and what a layer of the original puts out there ``(n, O)``."""
 
 
 class KnownOutputs:
     """Outputs of layers of the original at the places drawn, kept while the rewritten model changes.
 
     Args:
-        max_bytes: Most memory that they may take.
+        max_bytes: Most memory that they may take, with the places.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES // 2) -> None:
         self._left_bytes = max_bytes
-        self._rows: dict[Hashable, list[FloatArray]] = {}
+        self._drawn: dict[Hashable, list[Drawn]] = {}
 
-    def get(self, key: Hashable) -> list[FloatArray] | None:
-        """Return the rows of a key, in the order they were made, or None."""
-        return self._rows.get(key)
+    def get(self, key: Hashable) -> list[Drawn] | None:
+        """Return what is known of a key, in the order it was made, or None."""
+        return self._drawn.get(key)
 
-    def put(self, key: Hashable, rows: list[FloatArray]) -> None:
-        """Keep rows if they fit."""
-        size_bytes = sum(array.nbytes for array in rows)
-        if key not in self._rows and size_bytes <= self._left_bytes:
-            self._rows[key] = rows
+    def put(self, key: Hashable, drawn: list[Drawn]) -> None:
+        """Keep what was drawn if it fits."""
+        arrays = [array for one in drawn for places, rows in one for array in (*places, rows)]
+        size_bytes = sum(array.nbytes for array in arrays)
+        if key not in self._drawn and size_bytes <= self._left_bytes:
+            self._drawn[key] = drawn
             self._left_bytes -= size_bytes
 
 
@@ -167,14 +171,18 @@ class Pairs:
         key = (at.layer.key, n_wanted, self._seed, tuple(self._sizes))
         seen = self._known.get(key)
         samplers = samplers_of(at.layer, len(at.tensors), n_wanted, self._seed, sum(self._sizes))
-        reader, made = Reader(at.step, columns=at.layer.weight_on_left), list[FloatArray]()
+        reader, made = Reader(at.step, columns=at.layer.weight_on_left), list[Drawn]()
         batches = zip(self._outputs(at, run=seen is None), self._inputs(rewritten, at), strict=True)
         with threadpool_limits(1, "blas"):
             for n_samples, (outputs, inputs) in zip(self._sizes, batches, strict=True):
                 for (y, z), sampler in zip(at.tensors, samplers, strict=True):
-                    for places in sampler.draw(reader.shape(inputs[z]), n_samples):
-                        made.append(reader.outputs(outputs[y], places) if seen is None else seen[len(made)])
-                        yield reader.patches(inputs[z], places), made[-1]
+                    if seen is None:
+                        drawn = sampler.draw(reader.shape(inputs[z]), n_samples)
+                        made.append([(places, reader.outputs(outputs[y], places)) for places in drawn])
+                    else:
+                        made.append(seen[len(made)])
+                    for places, rows in made[-1]:
+                        yield reader.patches(inputs[z], places), rows
         self._known.put(key, made)
 
     def _outputs(self, at: LastStepAt, *, run: bool) -> Iterator[Feeds]:

@@ -5,8 +5,7 @@ nodes behind it read, is kept; the changed model goes on from there, so that all
 one run of the model and not one half of a run each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import onnx
 
 from onnxdecomp.graph.names import reads
 from onnxdecomp.runtime.in_order import in_order
-from onnxdecomp.runtime.outputs import between, varying
-from onnxdecomp.runtime.session import Feeds, open_session, run
+from onnxdecomp.runtime.outputs import open_between, varying
+from onnxdecomp.runtime.session import Feeds
 
 MAX_BYTES = 1 << 29
 """Most memory that kept tensors may take."""
@@ -52,18 +51,14 @@ class Passage:
             ModelError: onnxruntime cannot load the part of the model or run it.
         """
         live = _live_at(proto.graph, place)
-        wanted = list(dict.fromkeys([*names, *live]))
-        part = between(proto, self._kept, wanted)
+        part = open_between(proto, self._kept, [*names, *live], folder=folder)
         if part is None:  # not behind the place that was moved to
             self._kept = self._start
-            part = between(proto, self._kept, wanted)
+            part = open_between(proto, self._kept, [*names, *live], folder=folder)
         assert part is not None
         moved: list[Feeds] | None = []
         size_bytes = 0
-        session = open_session(part, folder=folder) if part.graph.output else None
-        function: Callable[[Feeds], Feeds] = partial(run, session) if session else dict
-        for feed, made in zip(self._kept, in_order(function, self._kept, self._jobs), strict=True):
-            tensors = {**feed, **made}
+        for tensors in in_order(part, self._kept, self._jobs):
             if moved is not None:
                 moved.append({name: tensors[name] for name in live})
                 arrays = [array for array in moved[-1].values() if isinstance(array, np.ndarray)]

@@ -1,11 +1,12 @@
 """Run only what comes after some tensors of a model: what stands before them is run once and kept.
 
-To see what many forms of one layer do to the outputs, nothing before the layer has to run again. What was
-kept for one layer is run on to the next: in the order of the model all of them together cost one run of it.
+To see what many forms of one layer do to the outputs, nothing before the layer has to run again, and what
+comes behind it is loaded once: only the form itself is new to onnxruntime. What was kept for one layer is run
+on to the next: in the order of the model all of them together cost one run of it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -14,29 +15,34 @@ import onnx
 from onnxdecomp.graph.names import reads
 from onnxdecomp.runtime.evaluate import Outputs, joined
 from onnxdecomp.runtime.in_order import in_order
-from onnxdecomp.runtime.outputs import between, open_outputs, varying
+from onnxdecomp.runtime.outputs import Between, open_between, open_outputs, varying
 from onnxdecomp.runtime.samples import batches
-from onnxdecomp.runtime.session import Array, Feeds, open_session, run
+from onnxdecomp.runtime.session import Array, Feeds, run
 
 MAX_BYTES = 1 << 29
 """Most memory that kept tensors may take."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Suffix:
     """The part of a model that depends on some of its tensors.
 
     Args:
+        proto: The model.
+        ends: What changed models make in their own way. Behind them they are like the model.
         frontier: What that part reads of the rest, batch by batch.
         outputs: Outputs of the model that it makes.
         others: The other outputs, on all samples.
         order: All outputs in the order of the model.
     """
 
+    proto: onnx.ModelProto
+    ends: tuple[str, ...]
     frontier: Sequence[Feeds]
     outputs: tuple[str, ...]
     others: Mapping[str, Array]
     order: tuple[str, ...]
+    _behind: Between | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(
@@ -46,6 +52,7 @@ class Suffix:
         samples: Mapping[str, Array],
         reference: Outputs,
         *,
+        ends: Sequence[str] = (),
         batch: int,
         jobs: int = 1,
         max_bytes: int = MAX_BYTES,
@@ -58,6 +65,7 @@ class Suffix:
             tensors: Outputs of the nodes that will be replaced by others with the same inputs.
             samples: As `load_samples` returns them, without labels.
             reference: The model's outputs on them.
+            ends: What those others make, if that is not the same tensors.
             batch: Samples run at once where the model allows it.
             jobs: Batches run side by side.
             max_bytes: Most memory that the kept tensors may take.
@@ -86,10 +94,10 @@ class Suffix:
                 return None
             kept.append(found)
         others = {name: reference[name] for name in order if name not in changed}
-        return cls(kept, outputs, others, order)
+        return cls(proto, tuple(ends or tensors), kept, outputs, others, order)
 
     def run(self, proto: onnx.ModelProto, jobs: int = 1) -> Outputs:
-        """Return the outputs, on all samples, of a model that differs only behind the frontier.
+        """Return the outputs, on all samples, of a model that differs only between the frontier and the ends.
 
         Args:
             proto: The model, all of its weights inside.
@@ -98,23 +106,24 @@ class Suffix:
         Raises:
             ModelError: onnxruntime cannot run it.
         """
-        part = between(proto, self.frontier, self.outputs)
-        assert part is not None
-        session = open_session(part)
-        parts = list(in_order(partial(run, session), self.frontier, jobs))
+        changed = open_between(proto, self.frontier, self.ends)
+        assert changed is not None
+        behind = self._behind
+        if behind is None:
+            several = [changed(self.frontier[index]) for index in (0, -1)]  # the last batch may be smaller
+            behind = self._behind = open_between(self.proto, several, self.outputs)
+        assert behind is not None
+        parts = list(in_order(lambda feed: behind(changed(feed)), self.frontier, jobs))
         made = {name: joined(name, [part[name] for part in parts]) for name in self.outputs}
         return {name: made[name] if name in made else self.others[name] for name in self.order}
 
     def _run_on(self, proto: onnx.ModelProto, names: Sequence[str], jobs: int) -> Iterable[Feeds] | None:
         """Return tensors of the original, batch by batch, made of what was kept; None if they need more."""
-        part = between(proto, self.frontier, names)
+        part = open_between(proto, self.frontier, names)
         if part is None:
             return None
-        if not part.graph.output:
-            return [{name: feed[name] for name in names} for feed in self.frontier]
-        made = in_order(partial(run, open_session(part)), self.frontier, jobs)
-        known = ({**feed, **found} for feed, found in zip(self.frontier, made, strict=True))
-        return ({name: tensors[name] for name in names} for tensors in known)
+        made = in_order(part, self.frontier, jobs)
+        return ({name: tensors[name] for name in names} for tensors in made)
 
 
 def _frontier(graph: onnx.GraphProto, tensors: Collection[str]) -> tuple[list[str], set[str]]:

@@ -107,19 +107,19 @@ def weighed(layers: Sequence[LayerOptions], trials: Trials, track: Track = untra
         trials: Evaluates.
         track: Shows progress over the layers.
     """
-    diverge = partial(divergence, trials)
     n_probes = N_PROBES_OF_LARGE if trials.looks_are_long else N_PROBES
-    fits = [best_fit(layer, diverge) for layer in track(layers, "choosing fits")]
-    complete([(layer, fit) for layer, (fit, _) in zip(layers, fits, strict=True)], trials.jobs, track)
+    diverge = partial(divergence, trials)
+    fits = [best_fit(layer, partial(diverge, roughly=True)) for layer in track(layers, "choosing fits")]
+    complete(list(zip(layers, fits, strict=True)), trials.jobs, track)
     return [
-        Weighed(layer, layer.options[fit], curves_of(layer, fit, moved, diverge, n_probes))
-        for layer, (fit, moved) in zip(track(layers, "weighing layers"), fits, strict=True)
+        Weighed(layer, layer.options[fit], curves_of(layer, fit, diverge, n_probes))
+        for layer, fit in zip(track(layers, "weighing layers"), fits, strict=True)
     ]
 
 
-def divergence(trials: Trials, layer: LayerOptions, option: Option) -> float:
+def divergence(trials: Trials, layer: LayerOptions, option: Option, *, roughly: bool = False) -> float:
     """Return how far the outputs move where one layer becomes an option, and what is beside it its own."""
-    return trials.divergence(replacements(layer.parts(option)))
+    return trials.divergence(replacements(layer.parts(option)), roughly=roughly)
 
 
 def ballot(weighed: Weighed, cost: Cost) -> Ballot:

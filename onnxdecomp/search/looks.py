@@ -74,6 +74,7 @@ class Looks:
                 tensors,
                 self._samples,
                 self._reference,
+                ends=[site.output for site in sites],
                 batch=batch_of(self._samples),
                 jobs=self._jobs,
                 start=self._suffix[1],

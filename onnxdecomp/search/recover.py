@@ -13,14 +13,16 @@ y is the layer's output in the original, z what the last step is given in the ne
 
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import onnx
 
+from onnxdecomp.graph.rewrite import set_last_step
 from onnxdecomp.graph.walk import walk
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.runtime.pairs import LastStepAt, Pairs
-from onnxdecomp.runtime.session import read_proto
+from onnxdecomp.runtime.session import Model, read_proto
 from onnxdecomp.search.memory import contents
 from onnxdecomp.search.replacement import Made, Replacement, Replacements
 from onnxdecomp.search.trial import Trials
@@ -75,12 +77,14 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
         known=trials.known_outputs,
         max_places=MAX_LIGHT_PLACES if step in LIGHT_STEPS else None,
     )
+    rewritten: Model | None = None
     for key, replacement in replaced.items():
         if not replacement.group.main_sites or (step in LIGHT_STEPS and replacement.bias is None):
             continue
         if replacement.chain.specs[-1].weight_shape[0] < replacement.group.layer.out_channels:
             continue  # the layer that reads its channels makes up for those that it lost
-        rewritten = trials.build(current)
+        if rewritten is None or isinstance(rewritten, Path):
+            rewritten = trials.build(current)
         at = _last_step(read_proto(rewritten), replacement)
         if replacement.bias is not None and all(output in hidden for output, _ in at.tensors):
             rows = pairs.rows(rewritten, at)
@@ -88,6 +92,8 @@ def _recovered(step: str, replaced: Replacements, trials: Trials) -> dict[str, R
         else:
             pair = pairs.moments(rewritten, at)
             current[key] = current[key] if pair is None else _solved(step, current[key], pair)
+        if isinstance(rewritten, onnx.ModelProto):
+            set_last_step(rewritten, replacement.group, current[key].chain, current[key].bias)
         trials.looked()
     return current
 

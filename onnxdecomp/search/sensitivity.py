@@ -59,37 +59,33 @@ class Curve:
         return float(np.clip((self._divergences[-1] - self._divergences[0]) / width, *SLOPES))
 
 
-def best_fit(layer: LayerOptions, diverge: Diverge) -> tuple[str, float]:
-    """Return the name of the fit whose typical option moves the network's output least, and how far."""
+def best_fit(layer: LayerOptions, diverge: Diverge) -> str:
+    """Return the name of the fit whose typical option moves the network's output least."""
+    if len(layer.options) == 1:
+        return next(iter(layer.options))
     tried = {
         name: diverge(layer, options[typical_of(len(options))]) for name, options in layer.options.items()
     }
-    name = min(tried, key=lambda name: (tried[name], name))
-    return name, tried[name]
+    return min(tried, key=lambda name: (tried[name], name))
 
 
-def curves_of(
-    layer: LayerOptions, fit: str, at_typical: float, diverge: Diverge, n_probes: int
-) -> Mapping[str, Curve]:
+def curves_of(layer: LayerOptions, fit: str, diverge: Diverge, n_probes: int) -> Mapping[str, Curve]:
     """Return a curve for each method of the options of a fit, by its name.
 
     The method with the most options is measured at `n_probes` of them, every other one at one and grows like
-    that. The typical option was measured before.
+    that.
     """
     options = layer.options[fit]
     typical = typical_of(len(options))
-    measured = {typical: at_typical}
     places: dict[str, list[int]] = {}
     for place, option in enumerate(options):
         places.setdefault(option.candidate.method.name, []).append(place)
     curves: dict[str, Curve] = {}
     slope = SLOPE
     for name, own in sorted(places.items(), key=lambda item: -len(item[1])):
-        for place in _probed(own, typical, 1 if curves else n_probes):
-            if place not in measured:
-                measured[place] = diverge(layer, options[place])
-        known = [place for place in own if place in measured]
-        curves[name] = Curve([options[p].error for p in known], [measured[p] for p in known], slope)
+        probed = _probed(own, typical, 1 if curves else n_probes)
+        measured = [diverge(layer, options[place]) for place in probed]
+        curves[name] = Curve([options[place].error for place in probed], measured, slope)
         slope = curves[name].measured_slope if len(curves) == 1 else slope
     return curves
 

@@ -35,6 +35,9 @@ SENSITIVITY_MACS = 30e9
 Counted and not timed, so that the number of samples is the same in each run.
 """
 
+ROUGH_SHARE, MIN_ROUGH_SAMPLES = 0.25, 16
+"""Part of those samples, and its least, that is enough to tell ways to fit a layer apart."""
+
 LONG_LOOK = 2
 """A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
 
@@ -104,8 +107,11 @@ class Trials:
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
         self.looks_are_long = MIN_SENSITIVITY_SAMPLES * n_macs > LONG_LOOK * SENSITIVITY_MACS
-        self._looks = Looks(
-            model.proto, self.metric, without_labels(parts.choose), reference, n_few, jobs=jobs, seed=seed
+        n_rough = max(int(ROUGH_SHARE * n_few), min(MIN_ROUGH_SAMPLES, n_few))
+        inputs = without_labels(parts.choose)
+        self._looks, self._rough_looks = (
+            Looks(model.proto, self.metric, inputs, reference, n, jobs=jobs, seed=seed)
+            for n in (n_few, n_rough)
         )
         self.known_outputs = KnownOutputs()
         self._scratch = TemporaryDirectory()
@@ -144,16 +150,22 @@ class Trials:
             writer.publish()
         return out or made
 
-    def divergence(self, replaced: Replacements) -> float:
-        """Return how far the outputs move on a few samples: smooth, 0 for equal outputs."""
+    def divergence(self, replaced: Replacements, *, roughly: bool = False) -> float:
+        """Return how far the outputs move on a few samples: smooth, 0 for equal outputs.
+
+        Args:
+            replaced: What is replaced.
+            roughly: Fewer of them are enough.
+        """
+        looks = self._rough_looks if roughly else self._looks
 
         def measure() -> dict[str, float]:
             sites = [site for replacement in replaced.values() for site in replacement.group.sites]
-            found = self._looks.divergence(self.build(replaced), sites)
+            found = looks.divergence(self.build(replaced), sites)
             self.looked()
             return {"divergence": found}
 
-        found = self.memory.number(f"divergence-{self._looks.n_samples}", replaced, measure)
+        found = self.memory.number(f"divergence-{looks.n_samples}", replaced, measure)
         return float(found["divergence"])
 
     def divergence_from(self, model: RuntimeModel) -> Callable[[RuntimeModel], float]:

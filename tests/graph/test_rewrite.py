@@ -1,10 +1,15 @@
 """Replacing keeps names, scopes, old files and everything that is not replaced."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 
 from onnxdecomp.graph.find import LayerGroup
+from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.graph.rewrite import Rewriter, set_last_step
+from onnxdecomp.methods.base import Chain, FloatArray
 from tests.graph.models import (
     assert_rewritten_equal,
     find,
@@ -237,3 +242,38 @@ def test_a_wrong_chain_is_noticed_by_these_tests() -> None:
     with pytest.raises(AssertionError):
         assert_rewritten_equal(proto, {"x": normal(5, 4)}, halved)
     assert run(proto, {"x": normal(5, 4)})[0].shape == (5, 3)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("text", "arrays"),
+    [
+        (TWO_LAYERS, WEIGHTS),
+        ("g (float[4,5] x) => (float[6,5] y) { y = MatMul(w, x) }", {"w": normal(6, 4)}),
+        ("g (float[5,4] x) => (float[5,6] y) { y = Gemm(x, w, b) }", {"w": normal(4, 6), "b": normal(6)}),
+        (
+            "g (float[1,4,5] x) => (float[1,6,5] y) { t = Conv<pads=[1,1]>(x, w, b) y = Relu(t) }",
+            {"w": normal(6, 4, 3), "b": normal(6)},
+        ),
+        ("g (float[1,4,5] x) => (float[1,6,7] y) { y = ConvTranspose(x, w) }", {"w": normal(4, 6, 3)}),
+    ],
+)
+def test_other_numbers_in_a_last_step_give_the_model_that_is_written_anew(text, arrays, with_bias) -> None:
+    proto = parse(text, arrays)
+    model = Model(proto)
+    group = find(proto).groups[0]
+    has_bias = with_bias and group.layer.op_type != "MatMul"
+    chain = three_steps(group)
+    other = replace(chain, weights=(*chain.weights[:-1], 2.0 * chain.weights[-1]))
+
+    def written(chain: Chain, bias: FloatArray | None) -> onnx.ModelProto:
+        with ModelWriter(model, None) as writer:
+            rewriter = Rewriter(model, writer.add_tensor)
+            rewriter.replace(group, chain, bias)
+            return rewriter.finish()
+
+    first, second = (normal(group.layer.out_channels, seed=seed) if has_bias else None for seed in (1, 2))
+    found = written(chain, first)
+    set_last_step(found, group, other, second)
+    assert found == written(other, second)
+    assert found != written(chain, first)

@@ -13,7 +13,7 @@ from onnxdecomp.graph.find import LayerGroup, find_layers
 from onnxdecomp.graph.io import load
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods.base import Chain
-from onnxdecomp.runtime import activations, passage
+from onnxdecomp.runtime import activations, outputs
 from onnxdecomp.runtime.activations import gather_moments, stream_moments
 from onnxdecomp.runtime.outputs import with_outputs
 from onnxdecomp.runtime.pairs import KnownOutputs, LastStepAt, Pairs
@@ -346,8 +346,8 @@ def test_known_outputs_of_the_original_are_not_run_again(model, samples, monkeyp
     known = KnownOutputs()
     first = pair_moments(*seen, known=known)
     ran = []
-    real = passage.run
-    monkeypatch.setattr(passage, "run", lambda s, feed: ran.append(s.get_outputs()[0].name) or real(s, feed))
+    real = outputs.run
+    monkeypatch.setattr(outputs, "run", lambda s, feed: ran.append(s.get_outputs()[0].name) or real(s, feed))
     again = pair_moments(*seen, known=known)
     assert again.cross_yz.tobytes() == first.cross_yz.tobytes()
     assert set(ran) == {"r1"}
@@ -355,8 +355,9 @@ def test_known_outputs_of_the_original_are_not_run_again(model, samples, monkeyp
 
 def test_outputs_that_take_too_much_are_not_kept():
     known = KnownOutputs(max_bytes=100)
-    known.put("large", [np.zeros(100)])
-    known.put("small", [np.zeros(10)])
+    places = (np.zeros(1, np.intp),)
+    known.put("large", [[(places, np.zeros(12))]])
+    known.put("small", [[(places, np.zeros(11))]])
     assert (known.get("large"), len(known.get("small"))) == (None, 1)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxdecomp.runtime import passage
+from onnxdecomp.runtime import outputs
 from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.passage import Passage
 from onnxdecomp.runtime.session import run
@@ -36,13 +36,13 @@ def assert_equal_batches(found, expected):
 def started(monkeypatch):
     """Return the operators of each part of a model that was loaded."""
     parts = []
-    real = passage.open_session
+    real = outputs.open_session
 
     def recording(proto, **options):
         parts.append([node.op_type for node in proto.graph.node])
         return real(proto, **options)
 
-    monkeypatch.setattr(passage, "open_session", recording)
+    monkeypatch.setattr(outputs, "open_session", recording)
     return parts
 
 

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxdecomp.runtime import outputs
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.suffix import Suffix
 from tests.graph.models import normal, parse
@@ -109,3 +110,35 @@ def test_an_earlier_layer_is_reached_from_the_samples():
     start = suffix_of(BRANCHES, "b", SAMPLES)
     found = suffix_of(BRANCHES, "a", SAMPLES, start=start)
     assert list(found.frontier[0]) == list(suffix_of(BRANCHES, "a", SAMPLES).frontier[0])
+
+
+def test_only_the_changed_part_is_loaded_for_each_model(monkeypatch):
+    loaded = []
+    real = outputs.open_session
+    monkeypatch.setattr(
+        outputs,
+        "open_session",
+        lambda part, **kwargs: loaded.append(len(part.graph.node)) or real(part, **kwargs),
+    )
+    suffix = suffix_of(BRANCHES, "b", SAMPLES)
+    del loaded[:]
+    for _ in range(3):
+        suffix.run(doubled(BRANCHES, "w2"))
+    assert loaded == [1, len(BRANCHES.graph.node) - 6, 1, 1]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_tensor_in_between_may_have_another_shape(jobs):
+    """The chain of another form: fewer channels between two layers that are replaced together."""
+    proto = parse(
+        "g (float[N, 4] x) => (float[N, 4] y) { a = MatMul(x, v) r = Relu(a) b = MatMul(r, w) y = Neg(b) }",
+        {"v": normal(4, 6), "w": normal(6, 4, seed=1)},
+    )
+    suffix = Suffix.of(proto, ["a", "b"], SAMPLES, outputs_over(proto, SAMPLES, batch=4), batch=4)
+    for width in (5, 3):
+        narrow = onnx.ModelProto()
+        narrow.CopyFrom(proto)
+        for tensor, shape in zip(narrow.graph.initializer, ((4, width), (width, 4)), strict=True):
+            tensor.CopyFrom(numpy_helper.from_array(normal(*shape, seed=width), tensor.name))
+        found = suffix.run(narrow, jobs)["y"]
+        np.testing.assert_allclose(found, outputs_over(narrow, SAMPLES)["y"], rtol=1e-5, atol=1e-5)

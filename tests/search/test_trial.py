@@ -63,6 +63,16 @@ def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_ru
     assert n_run == [expected]
 
 
+@pytest.mark.parametrize(("looks", "expected"), [(6, 6), (20, 16), (1000, 24)])
+def test_a_rough_look_takes_fewer_samples_where_there_are_many(monkeypatch, opened, n_run, looks, expected):
+    n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
+    monkeypatch.setattr(trial, "SENSITIVITY_MACS", looks * n_macs)
+    with opened() as trials:
+        del n_run[:]
+        trials.divergence({}, roughly=True)
+    assert n_run == [expected]
+
+
 def test_every_run_of_a_model_is_a_step_of_progress(opened):
     seen = []
 
