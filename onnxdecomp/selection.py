@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -165,16 +166,22 @@ def _target(group: LayerGroup, config: Config) -> Target:
     if not all(config.selects(*name) for name in names):
         reason = "not selected by --include and --exclude"
     elif not usable:
-        reason = _refused((form.name, str(refusal)) for form, refusal in refusals.items())
+        reason = _refused(layer, [(form.name, str(refusal)) for form, refusal in refusals.items()])
     else:
         reason = ""
     return Target(group, policy, usable, method != "auto", reason)
 
 
-def _refused(refusals: Iterable[tuple[str, str]]) -> str:
-    """Return why methods cannot be used, those with the same reason together."""
+def _refused(layer: Layer, refusals: Iterable[tuple[str, str]]) -> str:
+    """Return why methods cannot be used, those with the same reason together.
+
+    Of a matrix the reason of the plain SVD says all: the others leave matrices to that.
+    """
+    found = sorted(set(refusals))
+    if prod(layer.kernel) == 1:
+        found = [(name, refusal) for name, refusal in found if name == "svd"] or found
     names: dict[str, list[str]] = {}
-    for name, refusal in sorted(set(refusals)):
+    for name, refusal in found:
         names.setdefault(refusal, []).append(name)
     return "; ".join(f"{', '.join(own)}: {refusal}" for refusal, own in names.items())
 

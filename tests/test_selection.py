@@ -38,10 +38,21 @@ def test_a_scalar_input_makes_every_sample_a_feed_of_its_own(folder):
     assert [feed["s"].shape for feed in feeds] == [()] * 4
 
 
-def test_methods_that_a_layer_refuses_for_the_same_reason_are_named_together():
-    model = onnx.parser.parse_model(HEAD + "m (float[2, 8] x) => (float[2, 1] y) { y = MatMul(x, w) }")
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 1), np.float32), "w"))
+def reason_for(text: str, *shape: int) -> str:
+    """Return why the only layer of a model, whose weight is called w, is not looked at."""
+    model = onnx.parser.parse_model(HEAD + text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), "w"))
     found, _ = find_with_shapes(load(model), Config())
     (target,) = plan_targets(found, Config())
-    assert "cp3, cp4: MatMul has no kernel" in target.reason
-    assert target.reason.count("MatMul has no kernel") == 1
+    return target.reason
+
+
+def test_methods_that_a_layer_refuses_for_the_same_reason_are_named_together():
+    reason = reason_for("m (float[1, 1, 9] x) => (float[1, 1, 7] y) { y = Conv(x, w) }", 1, 1, 3)
+    assert "cp3, cp4: the layer is depthwise" in reason
+    assert reason.count("the layer is depthwise") == 1
+
+
+def test_of_a_matrix_without_a_rank_to_cut_that_alone_is_said():
+    reason = reason_for("m (float[2, 8] x) => (float[2, 1] y) { y = MatMul(x, w) }", 8, 1)
+    assert reason == "svd: the weight is a 1x8 matrix, which has rank 1 already"
