@@ -51,7 +51,7 @@ def worth_decomposing(
     for form in forms:
         if form.keys in hopeless or _gain(form, 0.0, ballots, cost, prices) <= MIN_GAIN:
             continue
-        gain = _gain(form, divergence(trials, form.layer, form.whole), ballots, cost, prices)
+        gain = _gain(form, divergence(trials, form.layer, form.whole, roughly=True), ballots, cost, prices)
         if gain > MIN_GAIN:
             gains.setdefault(form.keys, []).append((gain, form))
         elif gain <= 0:  # with still fewer channels the outputs move faster than the cost falls
