@@ -107,6 +107,16 @@ def load(source: str | Path | ModelProto) -> Model:
     return model
 
 
+def with_data_inside(model: Model, max_bytes: int) -> Model:
+    """Return the model with its external data in the message, if that takes no more; else as it is."""
+    if not model.data_files or model.size_bytes > min(max_bytes, INLINE_LIMIT_BYTES):
+        return model
+    proto = ModelProto()
+    proto.CopyFrom(model.proto)
+    onnx.load_external_data_for_model(proto, str(model.base_dir))
+    return Model(proto, model.base_dir)
+
+
 def _parse(path: Path) -> ModelProto:
     if path.is_dir():
         raise ModelError(f"'{path}' is a folder: name the .onnx file in it")

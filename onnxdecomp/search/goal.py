@@ -169,19 +169,18 @@ def _profiled(
     if not variants:
         spent_ms = node_times(trials.original, feeds, trials.threads)
         return {"dense_ms": {}, "option_ms": {}, "total_ms": sum(spent_ms.values())}, False
-    models = [
-        trials.build(
-            {
-                part.key: _stand_in(part.target.group, option.candidate)
-                for layer, place in variant
-                for part, option in layer.parts(options[layer.name][place])
-            }
-        )
+    replaced = [
+        {
+            part.key: _stand_in(part.target.group, option.candidate)
+            for layer, place in variant
+            for part, option in layer.parts(options[layer.name][place])
+        }
         for variant in variants
     ]
-    original, others = profile_variants(
-        trials.original, models, feeds, trials.threads, max_seconds=PROFILE_SECONDS, form=form
-    )
+    with trials.side_by_side(replaced) as models:
+        original, others = profile_variants(
+            trials.original, models, feeds, trials.threads, max_seconds=PROFILE_SECONDS, form=form
+        )
 
     def spent(cost: InPlace, layer: LayerOptions) -> float:
         return sum(cost.layers_ms.get(site.layer.key, 0.0) for group in layer.groups for site in group.sites)

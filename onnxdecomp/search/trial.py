@@ -1,6 +1,7 @@
 """Rewrite a model with some chains and see what that does to its outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.find import LayerGroup
-from onnxdecomp.graph.io import Model, ModelWriter
+from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
@@ -37,6 +38,9 @@ Counted and not timed, so that the number of samples is the same in each run.
 
 ROUGH_SHARE, MIN_ROUGH_SAMPLES = 0.25, 16
 """Part of those samples, and its least, that is enough to tell ways to fit a layer apart."""
+
+MAX_INSIDE_BYTES = 1 << 29
+"""Weights in files of their own are read into memory up to this size: a search builds hundreds of models."""
 
 LONG_LOOK = 2
 """A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
@@ -86,7 +90,7 @@ class Trials:
         jobs: int = 1,
         seed: int = 0,
     ) -> None:
-        self._model, self.threads, self.jobs = model, threads, jobs
+        self._model, self.threads, self.jobs = with_data_inside(model, MAX_INSIDE_BYTES), threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
         reference = self._original_outputs("choose", parts.choose)
@@ -110,7 +114,7 @@ class Trials:
         n_rough = max(int(ROUGH_SHARE * n_few), min(MIN_ROUGH_SAMPLES, n_few))
         inputs = without_labels(parts.choose)
         self._looks, self._rough_looks = (
-            Looks(model.proto, self.metric, inputs, reference, n, jobs=jobs, seed=seed)
+            Looks(self._model.proto, self.metric, inputs, reference, n, jobs=jobs, seed=seed)
             for n in (n_few, n_rough)
         )
         self.known_outputs = KnownOutputs()
@@ -139,9 +143,20 @@ class Trials:
         return part(self.parts.fit, np.arange(n_samples))
 
     def build(self, replaced: Replacements) -> RuntimeModel:
-        """Return the model with its replacements, as a file where its weights are in files."""
+        """Return the model with its replacements; where its weights are in files, as a file for as long as
+        no other one is built.
+        """
+        return self._built(replaced, Path(self._scratch.name, "trial.onnx"))
+
+    @contextmanager
+    def side_by_side(self, many: Iterable[Replacements]) -> Iterator[list[RuntimeModel]]:
+        """Give the models with each of several replacements, as long as they are needed."""
+        with TemporaryDirectory(dir=self._scratch.name) as folder:
+            yield [self._built(one, Path(folder, f"{number}.onnx")) for number, one in enumerate(many)]
+
+    def _built(self, replaced: Replacements, path: Path) -> RuntimeModel:
         chains = {key: replacement.chain for key, replacement in replaced.items()}  # may build models too
-        out = Path(self._scratch.name, "trial.onnx") if self._model.data_files else None
+        out = path if self._model.data_files else None
         with ModelWriter(self._model, out) as writer:
             rewriter = Rewriter(self._model, writer.add_tensor)
             for key, replacement in replaced.items():

@@ -12,7 +12,7 @@ import pytest
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph import io
 from onnxdecomp.graph.find import find_layers
-from onnxdecomp.graph.io import Model, ModelWriter, load
+from onnxdecomp.graph.io import Model, ModelWriter, load, with_data_inside
 from tests.graph.models import assert_close, normal, parse, rewrite, run
 
 TEXT = "g (float[5,64] x) => (float[5,32] y) { t = MatMul(x, w) r = Relu(t) y = MatMul(r, v) }"
@@ -326,3 +326,16 @@ def test_external_data_in_attributes_and_bodies_is_copied_too(tmp_path: Path) ->
     np.testing.assert_array_equal(written.array(written.proto.graph.node[0].attribute[0].t), normal(4, 4))
     (group,) = find_layers(written).groups
     np.testing.assert_array_equal(group.weight(), normal(4, 4).T)
+
+
+def test_external_data_goes_into_the_message_only_where_it_is_small(tmp_path: Path) -> None:
+    model = load(saved_externally(tmp_path))
+    inside = with_data_inside(model, model.size_bytes)
+    assert inside.data_files == set()
+    assert inside.proto == with_data_inside(inside, 0).proto
+    assert (
+        run(inside.proto, {"x": normal(5, 64)})[0].tolist()
+        == run(model.path, {"x": normal(5, 64)})[0].tolist()
+    )
+    assert with_data_inside(model, model.size_bytes - 1) is model
+    assert model.data_files

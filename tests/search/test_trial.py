@@ -1,5 +1,7 @@
 """Looks at models are counted, not timed: how many samples they take is the same in each run."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -7,15 +9,19 @@ import pytest
 from onnxdecomp.config import Config
 from onnxdecomp.graph.find import find_layers
 from onnxdecomp.graph.io import load
+from onnxdecomp.methods import find_methods
+from onnxdecomp.methods.base import decompose
 from onnxdecomp.runtime import judge
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.importance import unsureness
 from onnxdecomp.runtime.margins import Margins
 from onnxdecomp.search import looks as looking
 from onnxdecomp.search import trial
+from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.run import open_trials
 from onnxdecomp.search.track import watched
 from onnxdecomp.selection import plan_targets
+from tests.graph.models import normal
 from tests.networks import network
 
 N_SAMPLES = 96
@@ -27,12 +33,15 @@ def opened(tmp_path):
     """Open trials, with other samples to choose and to confirm on where they are `apart`."""
     path, samples = tmp_path / "in.onnx", tmp_path / "x.npz"
     onnx.save(network(), path)
+    onnx.save(
+        network(), tmp_path / "apart.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
     images = np.random.default_rng(3).standard_normal((N_SAMPLES, 16, 12, 12))
     images[::2] *= 40.0  # of these the network is sure
     np.savez(samples, x=images.astype(np.float32))
-    model = load(path)
 
-    def open_with(*, apart=False):
+    def open_with(*, apart=False, name="in.onnx"):
+        model = load(tmp_path / name)
         evaluation = str(samples) if apart else None
         config = Config(calibration=str(samples), evaluation=evaluation, cache="none", jobs=2)
         return open_trials(model, plan_targets(find_layers(model), config), config)
@@ -127,3 +136,32 @@ def test_samples_that_are_fitted_to_lend_their_margins_where_all_are_of_one_draw
         trials.compared({})
         trials.confirmed(trials.original)
     assert seen == n_margins
+
+
+@pytest.mark.parametrize("max_inside_bytes", [0, 1 << 20])
+def test_weights_in_a_file_of_their_own_change_nothing_of_what_is_seen(opened, max_inside_bytes, monkeypatch):
+    monkeypatch.setattr(trial, "MAX_INSIDE_BYTES", max_inside_bytes)
+
+    def seen(name):
+        with opened(name=name) as trials:
+            replaced = [{"c2": of_rank(rank, trials)} for rank in (4, 2)]
+            with trials.side_by_side(replaced) as models:
+                images = {"x": normal(3, 16, 12, 12)}
+                outputs = [outputs_over(model, images)["y"] for model in models]
+            assert not any(isinstance(model, Path) and model.exists() for model in models)
+            return isinstance(models[0], Path), outputs, [trials.divergence(one) for one in replaced]
+
+    (is_path, *found), (_, *expected) = seen("apart.onnx"), seen("in.onnx")
+    assert is_path == (max_inside_bytes == 0)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3)
+    assert expected[1][1] > 1.01 * expected[1][0] > 0
+
+
+def of_rank(rank, trials) -> Replacement:
+    """Return a chain of this rank in place of the second convolution of the network."""
+    groups = find_layers(load(trials.original)).groups
+    (group,) = (group for group in groups if group.layer.key == "c2")
+    (method,) = find_methods("channel-svd/output")
+    analysis = method.analyze(group.layer, group.weight(), np.random.default_rng(0))
+    return Replacement(group, decompose(method, analysis, group.layer, (rank,)))
