@@ -59,6 +59,10 @@ class Looks:
         """
         return self._judge.divergence(self._outputs(model, sites))
 
+    def release(self) -> None:
+        """Let go of what was kept for the next look at the same layer, or one behind it."""
+        self._suffix = frozenset(), None
+
     def divergence_from(self, model: Model) -> Callable[[Model], float]:
         """Return what tells how far the outputs of other models are from this one's."""
         judge = Judge(self._metric, self._run(model), None, self._weights)

@@ -172,7 +172,10 @@ class Trials:
             replaced: What is replaced.
             roughly: Fewer of them are enough.
         """
-        looks = self._rough_looks if roughly else self._looks
+        looks, others = self._looks, self._rough_looks
+        if roughly:
+            looks, others = others, looks
+        others.release()
 
         def measure() -> dict[str, float]:
             sites = [site for replacement in replaced.values() for site in replacement.group.sites]
