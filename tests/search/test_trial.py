@@ -62,23 +62,16 @@ def n_run(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize(("looks", "expected"), [(0, 6), (20, 20), (1000, 24)])
-def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_run, looks, expected):
+@pytest.mark.parametrize(
+    ("looks", "roughly", "expected"),
+    [(0, False, 6), (20, False, 20), (1000, False, 24), (6, True, 6), (20, True, 16), (1000, True, 24)],
+)
+def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_run, looks, roughly, expected):
     n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
     monkeypatch.setattr(trial, "SENSITIVITY_MACS", looks * n_macs)
     with opened() as trials:
         del n_run[:]
-        assert trials.divergence({}) == pytest.approx(0.0, abs=1e-9)
-    assert n_run == [expected]
-
-
-@pytest.mark.parametrize(("looks", "expected"), [(6, 6), (20, 16), (1000, 24)])
-def test_a_rough_look_takes_fewer_samples_where_there_are_many(monkeypatch, opened, n_run, looks, expected):
-    n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
-    monkeypatch.setattr(trial, "SENSITIVITY_MACS", looks * n_macs)
-    with opened() as trials:
-        del n_run[:]
-        trials.divergence({}, roughly=True)
+        assert trials.divergence({}, roughly=roughly) == pytest.approx(0.0, abs=1e-9)
     assert n_run == [expected]
 
 
