@@ -31,7 +31,10 @@ INLINE_LIMIT_BYTES = 1_800_000_000
 SMALL_TENSOR_BYTES = 1024
 """A tensor up to this size stays in the model file, where shape inference can read it."""
 
-_ALIGNMENT_BYTES = 4096
+_PAGE_BYTES, _PAGED_BYTES, _LINE_BYTES = 4096, 1 << 20, 64
+"""External tensors from 1 MiB on begin at a page, as ONNX advises for files that are mapped; smaller ones at
+a cache line, since pages would make models of many small tensors larger."""
+
 _CHUNK_BYTES = 1 << 24
 
 
@@ -207,7 +210,7 @@ class ModelWriter:
                 raise ModelError("the result is too large for one message in memory: name an output file")
             self._external = True
         if self._external and raw.nbytes > SMALL_TENSOR_BYTES:
-            self._refer(tensor, self._append(raw.data), raw.nbytes)
+            self._refer(tensor, self._append(raw.data, raw.nbytes), raw.nbytes)
         else:
             self._inline_bytes += raw.nbytes
             tensor.raw_data = raw.tobytes()
@@ -298,7 +301,7 @@ class ModelWriter:
             tensor.external_data.add(key=key, value=str(value))
 
     def _copy(self, place: ExternalRange) -> int:
-        start = self._append(memoryview(b""))
+        start = self._append(memoryview(b""), place.size_bytes)
         with place.path.open("rb") as file:
             file.seek(place.offset)
             left = place.size_bytes
@@ -306,18 +309,24 @@ class ModelWriter:
                 chunk = file.read(min(left, _CHUNK_BYTES))
                 if not chunk:
                     raise ModelError(f"'{place.path}' became shorter while it was read")
-                self._append(memoryview(chunk), align=False)
+                self._append(memoryview(chunk))
                 left -= len(chunk)
         return start
 
-    def _append(self, content: memoryview, *, align: bool = True) -> int:
-        """Add bytes to the data file and return where they start."""
+    def _append(self, content: memoryview, tensor_bytes: int | None = None) -> int:
+        """Add bytes to the data file and return where they start.
+
+        Args:
+            content: The bytes.
+            tensor_bytes: Size of the tensor that begins here; None where they go on with one.
+        """
         assert self._out is not None
         try:
             if self._data is None:
                 self._data = (self._temporary_folder() / _data_path(self._out).name).open("xb")
-            if align:
-                self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT_BYTES))
+            if tensor_bytes is not None:
+                alignment = _PAGE_BYTES if tensor_bytes >= _PAGED_BYTES else _LINE_BYTES
+                self._data.write(b"\0" * (-self._data.tell() % alignment))
             start = self._data.tell()
             self._data.write(content)
         except OSError as error:

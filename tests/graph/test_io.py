@@ -339,3 +339,26 @@ def test_external_data_goes_into_the_message_only_where_it_is_small(tmp_path: Pa
     )
     assert with_data_inside(model, model.size_bytes - 1) is model
     assert model.data_files
+
+
+def test_small_external_tensors_leave_no_pages_empty_and_large_ones_begin_at_one(tmp_path: Path) -> None:
+    nodes = "a = Add(x, s) b = MatMul(a, w) c = Add(b, t) y = Add(c, u)"
+    text = f"g (float[1,512] x) => (float[1,512] y) {{ {nodes} }}"
+    arrays = {"s": normal(512), "w": normal(512, 512), "t": normal(512), "u": normal(512)}
+    source = tmp_path / "in.onnx"
+    onnx.save(
+        parse(text, arrays), source, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    with ModelWriter(load(source), tmp_path / "out.onnx") as writer:
+        writer.commit(load(source).proto)
+    written = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    offsets = {
+        tensor.name: int(entry.value)
+        for tensor in written.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "offset"
+    }
+    assert offsets["w"] % 4096 == 0
+    assert all(offset % 64 == 0 for offset in offsets.values())
+    size_bytes = (tmp_path / "out.onnx.data").stat().st_size
+    assert size_bytes < sum(array.nbytes for array in arrays.values()) + 4096
