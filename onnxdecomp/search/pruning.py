@@ -20,8 +20,9 @@ SHARES_OF_COST = (0.85, 0.7, 0.55, 0.4, 0.3)
 MAX_DIVERGENCE = 0.15
 """Models whose outputs are expected to move further are not compared: nobody takes those."""
 
-MIN_GAIN = 0.02
-"""Share of such a model's cost that a form has to be expected to save."""
+MIN_GAIN, MIN_GAIN_OF_LARGE = 0.02, 0.05
+"""Share of such a model's cost that a form has to be expected to save, and where looks are long: it takes as
+long to find out then as for a layer."""
 
 MAX_FORMS = 2
 """Numbers of channels for which a layer is decomposed further."""
@@ -46,13 +47,14 @@ def worth_decomposing(
         For the same layers together; no layer is in two of them.
     """
     prices = _prices(list(ballots.values()))
+    least = MIN_GAIN_OF_LARGE if trials.looks_are_long else MIN_GAIN
     gains: dict[frozenset[str], list[tuple[float, Form]]] = {}
     hopeless: set[frozenset[str]] = set()
     for form in forms:
-        if form.keys in hopeless or _gain(form, 0.0, ballots, cost, prices) <= MIN_GAIN:
+        if form.keys in hopeless or _gain(form, 0.0, ballots, cost, prices) <= least:
             continue
         gain = _gain(form, divergence(trials, form.layer, form.whole, roughly=True), ballots, cost, prices)
-        if gain > MIN_GAIN:
+        if gain > least:
             gains.setdefault(form.keys, []).append((gain, form))
         elif gain <= 0:  # with still fewer channels the outputs move faster than the cost falls
             hopeless.add(form.keys)
