@@ -1,5 +1,7 @@
 """Channels between layers are taken out where that brings more than ranks do, and only where they may be."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.runtime.session import read_proto
+from onnxdecomp.search import pruning
 from onnxdecomp.search.auto import Ballot
 from onnxdecomp.search.pruning import joined
 from tests.networks import low_rank, network
@@ -198,3 +201,15 @@ def test_a_matrix_of_fewer_channels_keeps_its_factors(matrices, without):
     x = {"x": np.load(rows)["x"]}
     before, after = (outputs_over(path, x)["y"] for path in (model, model.with_name("out.onnx")))
     assert np.linalg.norm(after - before) <= 0.15 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize(
+    ("gain", "looks_are_long", "n_chosen"), [(0.03, False, 1), (0.03, True, 0), (0.06, True, 1)]
+)
+def test_where_looks_are_long_a_form_has_to_save_more(monkeypatch, gain, looks_are_long, n_chosen):
+    monkeypatch.setattr(pruning, "_gain", lambda *_: gain)
+    monkeypatch.setattr(pruning, "divergence", lambda *_, **__: 0.0)
+    form = SimpleNamespace(keys=frozenset("a"), layer=None, whole=None)
+    trials = SimpleNamespace(looks_are_long=looks_are_long)
+    ballots = {"a": Ballot([()], [Item(0.0, 1.0)])}
+    assert len(pruning.worth_decomposing([form], ballots, lambda *_: 1.0, trials)) == n_chosen
