@@ -120,6 +120,20 @@ def with_data_inside(model: Model, max_bytes: int) -> Model:
     return Model(proto, model.base_dir)
 
 
+def as_stored(name: str, array: NDArray[np.generic], dtype: DTypeLike) -> NDArray[np.generic]:
+    """Return an array as `dtype`, in one piece.
+
+    Raises:
+        ModelError: A value does not fit into `dtype`.
+    """
+    element = np.dtype(dtype)
+    try:
+        with np.errstate(over="raise"):
+            return np.ascontiguousarray(array, element)
+    except FloatingPointError as error:
+        raise ModelError(f"the values of '{name}' are too large for {element}") from error
+
+
 def _parse(path: Path) -> ModelProto:
     if path.is_dir():
         raise ModelError(f"'{path}' is a folder: name the .onnx file in it")
@@ -194,14 +208,9 @@ class ModelWriter:
             ModelError: A value does not fit into `dtype`, the disk is full, or the result is too large to
                 stay in memory.
         """
-        element = np.dtype(dtype)
-        try:
-            with np.errstate(over="raise"):
-                stored = np.ascontiguousarray(array, element)
-        except FloatingPointError as error:
-            raise ModelError(f"the values of '{name}' are too large for {element}") from error
+        stored = as_stored(name, array, dtype)
         tensor = TensorProto(
-            name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(element)
+            name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(stored.dtype)
         )
         self._added.add(name)
         raw = stored.reshape(-1).view(np.uint8)

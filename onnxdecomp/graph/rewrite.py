@@ -17,7 +17,7 @@ import onnx
 from onnxdecomp.graph.channels import forget_shapes
 from onnxdecomp.graph.emit import Wiring, chain_nodes, stored_weight
 from onnxdecomp.graph.find import LayerGroup, Site
-from onnxdecomp.graph.io import Model
+from onnxdecomp.graph.io import Model, as_stored
 from onnxdecomp.graph.lens import opset
 from onnxdecomp.graph.names import MARK, as_input, fresh, graphs_by_scope, remove, taken_prefixes, used_names
 from onnxdecomp.graph.weights import Constant
@@ -161,6 +161,9 @@ def set_last_step(proto: onnx.ModelProto, group: LayerGroup, chain: Chain, bias:
         group: The layers, one of them in the main graph.
         chain: The chain, alike but for the numbers of its last step.
         bias: ``(O,)`` in place of the one there; None leaves that.
+
+    Raises:
+        ModelError: A value does not fit into the element type of the layers.
     """
     output = group.main_sites[0].output
     step = next(node for node in proto.graph.node if output in node.output)
@@ -170,7 +173,7 @@ def set_last_step(proto: onnx.ModelProto, group: LayerGroup, chain: Chain, bias:
         numbers[step.input[2]] = bias
     for tensor in proto.graph.initializer:
         if tensor.name in numbers:
-            array = np.ascontiguousarray(numbers[tensor.name], group.dtype)
+            array = as_stored(tensor.name, numbers[tensor.name], group.dtype)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
 
 

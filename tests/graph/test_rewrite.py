@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter
 from onnxdecomp.graph.rewrite import Rewriter, set_last_step
@@ -277,3 +278,14 @@ def test_other_numbers_in_a_last_step_give_the_model_that_is_written_anew(text, 
     set_last_step(found, group, other, second)
     assert found == written(other, second)
     assert found != written(chain, first)
+
+
+def test_numbers_that_a_layer_cannot_hold_are_refused_in_a_last_step_too() -> None:
+    proto = parse(
+        "g (float16[5,4] x) => (float16[5,6] y) { y = MatMul(x, w) }", {"w": normal(4, 6, dtype=np.float16)}
+    )
+    group = find(proto).groups[0]
+    chain = three_steps(group)
+    too_large = replace(chain, weights=(*chain.weights[:-1], np.full_like(chain.weights[-1], 1e30)))
+    with pytest.raises(ModelError, match="too large for float16"):
+        set_last_step(rewrite(proto), group, too_large, None)
