@@ -13,7 +13,7 @@ from math import inf
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
+from onnxdecomp.search.limit import LEAST_WEAKER, ROUGH_RESOLUTION, Look, meeting, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, Part, complete, replacements
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
@@ -154,6 +154,7 @@ class Search:
         self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
         self._place = {key: place for place, key in enumerate(order)}
         self._recovers_looks = not trials.looks_are_long
+        self._trusted: str | None = None
         self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
         self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
 
@@ -162,23 +163,27 @@ class Search:
         chosen = choose([ballot.items for ballot in self._ballots], budget)
         if chosen is None:
             return None
-        pick = self._evaluated(chosen)
-        return self._recovered(pick) if recovering and pick.replaced else pick
+        if not recovering or self._trusted:
+            return self._evaluated(chosen, self._trusted if recovering else None)
+        return self._recovered(self._evaluated(chosen))
 
-    def _evaluated(self, chosen: list[int]) -> Pick:
-        """Return the choice of these items, evaluated."""
+    def _evaluated(self, chosen: list[int], step: str | None = None) -> Pick:
+        """Return the choice of these items, evaluated; after a step of recovery if one is named."""
         paired = list(zip(self._ballots, chosen, strict=True))
         found = [part for ballot, index in paired for part in ballot.alternatives[index]]
         parts = {part[0].key: part for part in sorted(found, key=lambda part: self._place[part[0].key])}
         replaced = replacements(parts.values())
         cost = sum(ballot.items[index].cost for ballot, index in paired)
-        return Pick(chosen, replaced, parts, cost, *self._trials.compared(replaced))
+        if not (step and replaced):
+            return Pick(chosen, replaced, parts, cost, *self._trials.compared(replaced))
+        replaced = recover(step, replaced, self._trials)
+        return Pick(chosen, replaced, parts, cost, *self._trials.compared(replaced), [step])
 
     def within_drop(self, max_drop: float) -> Pick | None:
         """Return the cheapest choice found whose drop stays within a budget; None when only nothing does.
 
-        Every choice that is looked at has been recovered, where that takes no longer than to look, and what
-        all of them are expected to lose is reckoned anew after each one.
+        Every choice that is looked at has been recovered, where that takes no longer than to look, by what
+        helped the one before. What all of them are expected to lose is reckoned anew after each one.
         """
         least, most = max(self.least_cost, 1e-9), max(self.dense_cost, 1e-9)
         tried: list[tuple[float, Pick]] = []
@@ -194,18 +199,19 @@ class Search:
             tried.append((budget, pick))
         picks = sorted((pick for _, pick in tried), key=lambda pick: pick.cost)
         accepted = [pick for pick in picks if self._expected(pick) <= max_drop]
-        return self._confirmed(accepted or picks[-1:], max_drop)
+        pick = self._confirmed(accepted or picks[-1:], max_drop)
+        return pick if pick is None else self._as_helped(pick, max_drop)
 
     def _expected(self, pick: Pick) -> float:
         """Return what a choice is expected to lose."""
         return self._trials.expected(pick.drop, pick.divergence)
 
     def _predicted(self, chosen: Sequence[int]) -> float:
-        """Return what a choice was predicted to lose, but for a factor."""
+        """Return what a choice was predicted to lose."""
         divergence = sum(
             ballot.items[index].error for ballot, index in zip(self._ballots, chosen, strict=True)
         )
-        return float(divergence**self._trials.growth)
+        return self._trials.proportion.at(divergence)
 
     def _predicted_at(self, budget: float) -> float:
         """Return the least that is predicted to be lost at a cost."""
@@ -251,7 +257,9 @@ class Search:
     def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:
         """Return the cheapest choice found that holds as this one does, if it leaves much of the budget."""
         for _ in range(MAX_STRONGER_AT_LARGE if self._trials.looks_are_long else MAX_STRONGER):
-            budget = next_budget(looks, self._predicted_at, self.least_cost, self.dense_cost, max_drop)
+            budget = next_budget(
+                looks, self._predicted_at, self.least_cost, self.dense_cost, max_drop, ROUGH_RESOLUTION
+            )
             other = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
             if budget is None or other is None or other.cost >= pick.cost:
                 break
@@ -272,19 +280,30 @@ class Search:
             budget *= LEAST_WEAKER
         return None
 
+    def _as_helped(self, pick: Pick, max_drop: float) -> Pick:
+        """Return a choice that holds with what helps itself, where that is not what helped the one before."""
+        if not (pick.recovered and self._recovers_looks):
+            return pick
+        other = self._recovered(self._evaluated(pick.chosen))
+        if other.recovered == pick.recovered:
+            return pick
+        other, lost, _ = self._held(other, max_drop)
+        return other if lost <= max_drop else pick
+
     def _recovered(self, pick: Pick) -> Pick:
-        """Return a choice after the strongest recovery that helps it.
+        """Return a choice that was not recovered after the strongest recovery that helps it.
 
         That is one which moves the outputs nearer to the original's, or loses less without moving them much
         further away: what a drop says in whole samples, the divergence says with less noise. One that moves
         them much further away, as where the samples are few, is not tried again on other choices.
         """
-        for step in self._steps:
-            changed = recover(step, pick.replaced, self._trials)
-            drop, divergence = self._trials.compared(changed)
-            is_near = divergence < SAME_DIVERGENCE * pick.divergence
-            if divergence < pick.divergence or (is_near and drop.value < pick.drop.value):
-                return replace(pick, replaced=changed, drop=drop, divergence=divergence, recovered=[step])
+        for step in self._steps if pick.replaced else ():
+            other = self._evaluated(pick.chosen, step)
+            is_near = other.divergence < SAME_DIVERGENCE * pick.divergence
+            if other.divergence < pick.divergence or (is_near and other.drop.value < pick.drop.value):
+                self._trusted = step
+                return other
             if not is_near:
-                self._steps = tuple(other for other in self._steps if other != step)
+                self._steps = tuple(name for name in self._steps if name != step)
+        self._trusted = None
         return pick

@@ -1,7 +1,7 @@
 """Find the least cost at which the loss keeps a limit, with few looks at what is really lost.
 
-The loss falls as the cost rises, and a prediction of it is known at every cost but for a factor. So each look
-corrects the factor, and the next one is where the corrected prediction meets the limit; a bracket between
+The loss falls as the cost rises, and a rough prediction of it is known at every cost. So each look corrects
+that by a factor, and the next one is where the corrected prediction meets the limit; a bracket between
 what held and what did not keeps a bad prediction from leading astray.
 """
 
@@ -15,14 +15,21 @@ AIM = 0.93
 CLOSE = 0.85
 """What keeps the limit and is expected to lose this share of it is good enough."""
 
-RESOLUTION = 1.02
-"""Costs nearer to each other than this factor are not told apart."""
+RESOLUTION, ROUGH_RESOLUTION = 1.02, 1.04
+"""Costs nearer to each other than this factor are not told apart: where a choice is made, and where it is
+confirmed by what was counted, which has more noise."""
 
 MARGIN = 0.15
 """Share of the bracket, in logarithms, that each look takes off it at the least.
 
-As long as all looks kept the limit, or none did, the other end is a guess, and steps of `RESOLUTION` that
+As long as all looks kept the limit, or none did, the other end is a guess, and steps of the resolution that
 double with each look are enough.
+"""
+
+STRIDE = 10.0
+"""Predicted loss of a look over that of the one it is reckoned from, or the other way round, at the most.
+
+Of a loss that is far from the limit little is known.
 """
 
 STEPS = 20
@@ -39,7 +46,7 @@ class Look:
     Args:
         budget: What the choice may cost.
         cost: What it does cost.
-        predicted: Loss as predicted, in any unit.
+        predicted: Loss as predicted.
         lost: Loss as it is expected after looking.
     """
 
@@ -50,7 +57,12 @@ class Look:
 
 
 def next_budget(
-    looks: Sequence[Look], predicted: Callable[[float], float], least: float, most: float, limit: float
+    looks: Sequence[Look],
+    predicted: Callable[[float], float],
+    least: float,
+    most: float,
+    limit: float,
+    resolution: float = RESOLUTION,
 ) -> float | None:
     """Return the budget of cost to look at next; None when the least one that keeps the limit is known.
 
@@ -60,12 +72,13 @@ def next_budget(
         least: Cost of the cheapest choice there is.
         most: Cost of the choice that loses nothing.
         limit: The most that may be lost.
+        resolution: Costs nearer to each other than this factor are not told apart.
     """
     holding = [look for look in looks if look.lost <= limit]
     high = min((look.cost for look in holding), default=most)
     failing = [look.budget for look in looks if look.lost > limit and look.budget < high]
     low = max(failing, default=least)
-    if high <= RESOLUTION * low or any(look.lost >= CLOSE * limit > 0 for look in holding):
+    if high <= resolution * low or any(look.lost >= CLOSE * limit > 0 for look in holding):
         return None
     width, wanted = log(high / low), _wanted(looks, limit)
     if wanted is None:
@@ -73,7 +86,7 @@ def next_budget(
     met = meeting(predicted, low, high, wanted)
     margin = MARGIN * width
     if not (holding and failing):
-        margin = min(margin, log(RESOLUTION) * 2.0 ** (len(looks) - 1))
+        margin = min(margin, log(resolution) * 2.0 ** (len(looks) - 1))
     return exp(min(max(log(met), log(low) + margin * bool(failing)), log(high) - margin * bool(holding)))
 
 
@@ -83,19 +96,31 @@ def _wanted(looks: Sequence[Look], limit: float) -> float | None:
     The loss over its prediction is taken from the look nearest to the limit, and between what keeps the limit
     and what does not it is interpolated.
     """
-    known = [look for look in looks if 0 < look.lost < inf and 0 < look.predicted < inf]
+    known = [look for look in looks if 0 < look.predicted < inf]
     if limit <= 0 or (looks and not known):
         return None
     aim = AIM * limit
     if not looks:
         return aim
-    below = max((look for look in known if look.lost <= limit), key=lambda look: look.lost, default=None)
-    above = min((look for look in known if look.lost > limit), key=lambda look: look.lost, default=None)
-    if below and above and above.predicted > below.predicted:
+    below = max((look for look in known if look.lost <= limit), key=_by_loss, default=None)
+    above = min((look for look in known if look.lost > limit), key=_by_loss, default=None)
+    if below and above and below.lost > 0 and above.lost < inf and above.predicted > below.predicted:
         exponent = log(above.predicted / below.predicted) / log(above.lost / below.lost)
         return float(below.predicted * (aim / below.lost) ** exponent)
-    nearest = min(known, key=lambda look: abs(log(look.lost / limit)))
-    return aim * nearest.predicted / nearest.lost
+    times, predicted = min(
+        ((_times(aim, look.lost), look.predicted) for look in (below, above) if look),
+        key=lambda found: abs(log(found[0])),
+    )
+    return times * predicted
+
+
+def _by_loss(look: Look) -> tuple[float, float]:
+    return look.lost, look.predicted
+
+
+def _times(aim: float, lost: float) -> float:
+    """Return how many times what was lost is to be lost, `STRIDE` at the most."""
+    return min(max(aim / lost, 1 / STRIDE), STRIDE) if lost > 0 else STRIDE
 
 
 def meeting(predicted: Callable[[float], float], low: float, high: float, wanted: float) -> float:

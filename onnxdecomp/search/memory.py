@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from onnxdecomp.graph.external import all_tensors, is_external
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model
 from onnxdecomp.runtime.cache import PLAIN_KINDS, Cache
-from onnxdecomp.runtime.session import Array
+from onnxdecomp.runtime.session import Array, read_proto
+from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.search.replacement import Replacements
 from onnxdecomp.weights.moments import Moments
 
@@ -67,13 +69,26 @@ class Memory:
         A kind that names a function of the user, ``package.module:function``, is not kept: the name does not
         say what it computes.
         """
-        if ":" in kind:
+        return self._number(kind, {"replaced": contents(replaced)}, make)
+
+    def number_of_model(
+        self, kind: str, model: RuntimeModel, make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return figures of any model, as `number`; made anew where it has weights in files of their own."""
+        proto = read_proto(model)
+        if any(is_external(tensor) for tensor in all_tensors(proto)):
             return make()
-        key = {"replaced": contents(replaced)}
-        known = self.get(kind, key)
+        contained = sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+        return self._number(kind, {"model": contained}, make)
+
+    def _number(
+        self, kind: str, key: Mapping[str, object], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        known = None if ":" in kind else self.get(kind, key)
         if known is None:
             known = make()
-            self.put(kind, key, known)
+            if ":" not in kind:
+                self.put(kind, key, known)
         return known
 
     def outputs(self, part: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:

@@ -16,6 +16,12 @@ Samples = Mapping[str, Array]
 SHARES = (0.5, 0.25, 0.25)
 """Shares of the calibration samples to fit, to choose and to confirm, when no others are given."""
 
+CHOOSING_SHARE, FEW_TO_CHOOSE = 1 / 3, 1000
+"""Share of the evaluation samples to choose on; half of them where that share would be fewer than so many.
+
+A choice is told from others by what many choices show together, and is confirmed by what it loses itself.
+"""
+
 MIN_SAMPLES = 16
 """Fewer calibration samples do not say anything."""
 
@@ -70,7 +76,9 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
             are_alike=True,
         )
     labelled = load_evaluation(config.evaluation, model)
-    choose, confirm = split_rows(count(labelled), (0.5, 0.5), config.seed)
+    n = count(labelled)
+    share = max(CHOOSING_SHARE, min(0.5, FEW_TO_CHOOSE / n))
+    choose, confirm = split_rows(n, (share, 1.0 - share), config.seed)
     return Parts(
         calibration,
         part(labelled, choose),

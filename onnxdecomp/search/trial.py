@@ -21,7 +21,7 @@ from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.search.evidence import GROWTH, Evidence
+from onnxdecomp.search.evidence import PROPORTIONS, Evidence, Proportion
 from onnxdecomp.search.looks import Looks
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, batch_of, count, without_labels
@@ -65,7 +65,7 @@ class Trials:
 
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
-        growth: Power of the divergence that what is lost is about in proportion to.
+        proportion: What is lost at a divergence, about.
         doubt: What to say where the metric that nobody named may not suit the outputs.
         n_answers: Answers that a metric which counts them counts, on the smaller part of the samples.
         known_outputs: What layers of the original put out on the recovery samples.
@@ -100,8 +100,9 @@ class Trials:
         self.doubt = doubt_of_default(reference) if is_doubtful else None
         alike = self._halves_alike(reference)
         self._choose = Judge(self.metric, reference, labels, alike=alike[0])
-        self.growth = GROWTH.get(self.metric.name, 1.0)
-        self._evidence = Evidence(GROWTH.get(self.metric.name))
+        known = PROPORTIONS.get(self.metric.name)
+        self.proportion = known or Proportion()
+        self._evidence = Evidence(known.growth if known else None)
         if self.metric.name == "top1" and labels is not None:
             _check_labels(labels, reference, self._choose)
         unseen = self._original_outputs("confirm", parts.confirm)
@@ -226,7 +227,11 @@ class Trials:
 
     def confirmed(self, model: RuntimeModel) -> Drop:
         """Return what a model loses on the samples that no decision was made on."""
-        return self._confirm.drop(self._run(model, self.parts.confirm))
+
+        def measure() -> dict[str, Any]:
+            return asdict(self._confirm.drop(self._run(model, self.parts.confirm)))
+
+        return Drop(**self.memory.number_of_model(f"drop-{self.metric.name}", model, measure))
 
     def confirmed_with(self, replaced: Replacements) -> Drop:
         """Return the same of the model with some replacements, which is remembered."""

@@ -8,6 +8,7 @@ from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search import auto
 from onnxdecomp.search.auto import Ballot, Search
+from onnxdecomp.search.evidence import Proportion
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
 """Costs of the options of a layer."""
@@ -32,7 +33,7 @@ def search_of(n_layers: int, trials: "Known", *, predicted: float = 1.0, steps=(
 class Known:
     """Evaluates by adding up what layers lose; on other samples all lose `elsewhere` times that."""
 
-    looks_are_long, growth = False, 1.0
+    looks_are_long, proportion = False, Proportion()
 
     def __init__(self, elsewhere: float, noise: float, believed: float | None = None) -> None:
         self.elsewhere, self.noise, self.believed = elsewhere, noise, believed
@@ -131,6 +132,35 @@ def test_recovery_that_does_harm_is_not_tried_again(monkeypatch):
     picks = [search.at_cost(cost, recovering=True) for cost in (3.0, 2.5)]
     assert tried == ["harms", "helps", "helps"]
     assert [pick.recovered for pick in picks] == [["helps"], ["helps"]]
+
+
+def factors(monkeypatch, of):
+    """Let recovery multiply what each choice loses by a factor of its cost's."""
+    monkeypatch.setattr(
+        auto,
+        "recover",
+        lambda step, replaced, trials: {
+            key: of(sum(replaced.values())) * lost for key, lost in replaced.items()
+        },
+    )
+
+
+def test_what_helped_one_choice_is_taken_for_the_next_without_looking_at_it_unrecovered(monkeypatch):
+    factors(monkeypatch, lambda lost: 0.5)
+    trials = Known(1.0, 0.0)
+    search = search_of(4, trials, steps=("helps",))
+    picks = [search.at_cost(cost, recovering=True) for cost in (3.0, 2.5, 2.0)]
+    assert [pick.recovered for pick in picks] == 3 * [["helps"]]
+    assert trials.n_compared == 4
+
+
+def test_what_did_not_help_the_choice_itself_is_taken_back(monkeypatch):
+    factors(monkeypatch, lambda lost: 2.0 if lost > 0.05 else 0.5)
+    search = search_of(6, Known(1.0, 0.0), predicted=20.0, steps=("helps the mild",))
+    assert search.at_cost(5.8, recovering=True).recovered
+    pick = search.within_drop(0.3)
+    assert not pick.recovered
+    assert pick.drop.value <= 0.15  # the same choice recovered loses twice that
 
 
 def test_where_looks_are_long_only_what_is_confirmed_is_recovered(monkeypatch):

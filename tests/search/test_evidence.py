@@ -81,6 +81,17 @@ def test_what_the_original_believes_is_averaged_with_what_labels_say():
     assert error < hypot(0.001, SMOOTHING_DOUBT * 0.006)
 
 
+def test_what_it_believes_of_other_choices_counts_too():
+    evidence = Evidence(1.0)
+    for smoothed in (0.008, 0.008, 0.005):
+        evidence.add(replace(drop(0.01, 0.003), smoothed=smoothed, smoothed_error=0.001), 0.02)
+    lucky = replace(drop(0.01, 0.003), smoothed=0.005, smoothed_error=0.001)
+    assert evidence.expected(lucky, 0.02)[0] == pytest.approx(
+        evidence.expected(replace(lucky, smoothed=0.008), 0.02)[0]
+    )
+    assert evidence.expected(lucky, 0.02)[0] > replace(lucky, smoothed=0.005).likely()[0]
+
+
 def test_where_nothing_is_expected_to_be_lost_nothing_is_averaged():
     certain = replace(drop(0.01, 0.003), smoothed=0.0)
     assert Evidence(None).expected(certain, 0.02) == (0.01, 0.003)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.search.limit import CLOSE, RESOLUTION, Look, next_budget
+from onnxdecomp.search.limit import CLOSE, RESOLUTION, STRIDE, Look, next_budget
 
 LEAST, MOST = 1.0, 50.0
 
@@ -66,6 +66,13 @@ def test_where_nothing_holds_the_looks_climb_to_the_original():
 def test_where_everything_holds_the_looks_fall_to_the_cheapest():
     _, cost = found(lambda cost: 0.0, power(1.0, 2), 0.1)
     assert cost == pytest.approx(LEAST, rel=0.03)
+
+
+@pytest.mark.parametrize("lost", [0.0, 1e-9])
+def test_of_a_look_far_inside_the_limit_no_more_is_concluded_than_a_stride(lost):
+    predicted = power(1.0, 2)
+    budget = next_budget([Look(30.0, 30.0, predicted(30.0), lost)], predicted, LEAST, MOST, 0.1)
+    assert predicted(budget) == pytest.approx(STRIDE * predicted(30.0), rel=0.01)
 
 
 def test_what_holds_just_inside_the_limit_is_enough():

@@ -56,6 +56,32 @@ def test_a_number_is_looked_up_without_making_the_chain(opened, group):
         assert memory.number("kind", {"k": later}, make) == {"drop": 0.5}
 
 
+@pytest.mark.parametrize("as_path", [False, True], ids=["in memory", "as a file"])
+def test_a_model_made_elsewhere_is_known_by_its_contents(opened, model, as_path):
+    opened().number_of_model("kind", model.proto, lambda: {"drop": 0.5})
+    same = model.path if as_path else onnx.load(model.path)
+    assert opened().number_of_model("kind", same, never) == {"drop": 0.5}
+    other = onnx.load(model.path)
+    other.graph.initializer[0].raw_data = other.graph.initializer[0].raw_data[::-1]
+    assert opened().number_of_model("kind", other, lambda: {"drop": 0.7}) == {"drop": 0.7}
+
+
+def test_a_model_with_weights_in_files_of_their_own_is_measured_anew(opened, model, tmp_path):
+    path = tmp_path / "apart.onnx"
+    onnx.save(model.proto, path, save_as_external_data=True, size_threshold=0)
+    made = []
+    for _ in range(2):
+        opened().number_of_model("kind", path, lambda: made.append(0) or {"drop": 0.5})
+    assert len(made) == 2
+
+
+def test_what_a_function_of_the_user_computes_is_not_kept(opened, model):
+    made = []
+    for _ in range(2):
+        opened().number_of_model("drop-mine:metric", model.proto, lambda: made.append(0) or {"drop": 0.5})
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("other", ["tucker2 16", ""], ids=["another name", "no name"])
 def test_what_follows_from_something_else_is_something_else(group, other):
     made = chain(group, 8), None
