@@ -25,7 +25,7 @@ MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
 """Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
 about three are, as a rule."""
 
-MAX_STRONGER, MAX_STRONGER_AT_LARGE = 3, 1
+MAX_STRONGER, MAX_STRONGER_AT_LARGE = 2, 1
 """Choices that are tried after one that held on other samples and left much of the budget."""
 
 SAME_DIVERGENCE = 1.05
