@@ -13,7 +13,7 @@ from math import inf
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.search.limit import LEAST_WEAKER, ROUGH_RESOLUTION, Look, meeting, next_budget
+from onnxdecomp.search.limit import RESOLUTION, ROUGH_RESOLUTION, Look, next_budget
 from onnxdecomp.search.options import LayerOptions, Option, Part, complete, replacements
 from onnxdecomp.search.recover import recover
 from onnxdecomp.search.replacement import Replacement
@@ -25,7 +25,7 @@ MAX_LOOKS, MAX_LOOKS_AT_LARGE = 6, 4
 """Choices that are evaluated to find the one that just keeps a budget, and of models whose looks are long;
 about three are, as a rule."""
 
-MAX_STRONGER, MAX_STRONGER_AT_LARGE = 2, 1
+MAX_AFTER, MAX_AFTER_AT_LARGE = 2, 1
 """Choices that are tried after one that held on other samples and left much of the budget."""
 
 SAME_DIVERGENCE = 1.05
@@ -154,6 +154,7 @@ class Search:
         self._ballots, self._trials, self._steps = list(ballots), trials, tuple(steps)
         self._place = {key: place for place, key in enumerate(order)}
         self._recovers_looks = not trials.looks_are_long
+        self._max_after = MAX_AFTER_AT_LARGE if trials.looks_are_long else MAX_AFTER
         self._trusted: str | None = None
         self.dense_cost = sum(ballot.items[0].cost for ballot in ballots)
         self.least_cost = sum(min(item.cost for item in ballot.items) for ballot in ballots)
@@ -185,22 +186,31 @@ class Search:
         Every choice that is looked at has been recovered, where that takes no longer than to look, by what
         helped the one before. What all of them are expected to lose is reckoned anew after each one.
         """
-        least, most = max(self.least_cost, 1e-9), max(self.dense_cost, 1e-9)
         tried: list[tuple[float, Pick]] = []
         for _ in range(MAX_LOOKS_AT_LARGE if self._trials.looks_are_long else MAX_LOOKS):
-            looks = [
-                Look(budget, pick.cost, self._predicted(pick.chosen), self._expected(pick))
-                for budget, pick in tried
-            ]
-            budget = next_budget(looks, self._predicted_at, least, most, max_drop)
-            pick = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
-            if budget is None or pick is None:
+            looks = [self._look(budget, pick, self._expected(pick)) for budget, pick in tried]
+            following = self._following(looks, max_drop)
+            if following is None:
                 break
-            tried.append((budget, pick))
+            tried.append(following)
         picks = sorted((pick for _, pick in tried), key=lambda pick: pick.cost)
         accepted = [pick for pick in picks if self._expected(pick) <= max_drop]
-        pick = self._confirmed(accepted or picks[-1:], max_drop)
-        return pick if pick is None else self._as_helped(pick, max_drop)
+        if not picks:
+            return None
+        found = self._confirmed((accepted or picks[-1:])[0], max_drop)
+        return found if found is None else self._as_helped(found, max_drop)
+
+    def _look(self, budget: float, pick: Pick, lost: float) -> Look:
+        return Look(budget, pick.cost, self._predicted(pick.chosen), lost)
+
+    def _following(
+        self, looks: Sequence[Look], max_drop: float, resolution: float = RESOLUTION
+    ) -> tuple[float, Pick] | None:
+        """Return the budget of cost to look at next, and the choice there; None when there is no need to."""
+        least, most = max(self.least_cost, 1e-9), max(self.dense_cost, 1e-9)
+        budget = next_budget(looks, self._predicted_at, least, most, max_drop, resolution)
+        pick = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
+        return None if budget is None or pick is None else (budget, pick)
 
     def _expected(self, pick: Pick) -> float:
         """Return what a choice is expected to lose."""
@@ -218,28 +228,34 @@ class Search:
         chosen = choose([ballot.items for ballot in self._ballots], budget)
         return inf if chosen is None else self._predicted(chosen)
 
-    def _confirmed(self, accepted: list[Pick], max_drop: float) -> Pick | None:
-        """Return the cheapest choice found that holds on samples it was not chosen on.
+    def _confirmed(self, pick: Pick, max_drop: float) -> Pick | None:
+        """Return the cheapest choice found that holds on samples it was not chosen on; None when none does.
 
         There it must not lose more than the budget, and over all samples together not more with the standard
-        error added (`Drop.bound`). What is tried after a choice that does not hold is predicted to lose as
-        much less as that one loses too much, by twice that in logarithms with each that does not: of few
-        answers one may stay lost however much less is. After one that does, it is what is expected to use up
-        the budget.
+        error added (`Drop.held`). From what choices lose there it is reckoned which one is tried next: weaker
+        ones until one holds, and then some stronger ones, if it leaves much of the budget.
+
+        Args:
+            pick: The choice that is tried first.
+            max_drop: The budget.
         """
-        waiting = sorted(accepted, key=lambda p: (p.cost, p.drop.value))
+        held: dict[tuple[int, ...], tuple[Pick, float, float]] = {}
         looks: list[Look] = []
-        while waiting and waiting[0].replaced:
-            pick, lost, likely_lost = self._held(waiting.pop(0), max_drop)
-            looks.append(Look(pick.cost, pick.cost, self._predicted(pick.chosen), likely_lost))
-            if lost <= max_drop:
-                return self._stronger(pick, looks, max_drop)
-            waiting = [other for other in waiting if other.cost > pick.cost]
-            times = lost / max_drop if max_drop > 0 else inf
-            other = self._weaker(pick, max(times, LEAST_WEAKER) ** -(2.0 ** (len(looks) - 1)))
-            if other is not None and (not waiting or other.cost < waiting[0].cost):
-                waiting.insert(0, other)
-        return None
+        found, n_after, budget = None, 0, pick.cost
+        while pick.replaced and n_after <= self._max_after:
+            key = tuple(pick.chosen)
+            if key not in held:
+                held[key] = self._held(pick, max_drop)
+            pick, lost, likely_lost = held[key]
+            looks.append(self._look(budget, pick, likely_lost))
+            if lost <= max_drop and (found is None or pick.cost < found.cost):
+                found = pick
+            n_after += found is not None
+            following = self._following(looks, max_drop, ROUGH_RESOLUTION)
+            if following is None:
+                break
+            budget, pick = following
+        return found
 
     def _held(self, pick: Pick, max_drop: float) -> tuple[Pick, float, float]:
         """Return a choice with its drop on samples it was not chosen on, and the most it is held to lose.
@@ -253,32 +269,6 @@ class Search:
         lost = drop.held(pick.drop)
         likely_lost = max(lost, drop.pooled(pick.drop).likely()[0])
         return replace(pick, drop=drop), lost, min(likely_lost, max_drop) if lost <= max_drop else lost
-
-    def _stronger(self, pick: Pick, looks: list[Look], max_drop: float) -> Pick:
-        """Return the cheapest choice found that holds as this one does, if it leaves much of the budget."""
-        for _ in range(MAX_STRONGER_AT_LARGE if self._trials.looks_are_long else MAX_STRONGER):
-            budget = next_budget(
-                looks, self._predicted_at, self.least_cost, self.dense_cost, max_drop, ROUGH_RESOLUTION
-            )
-            other = None if budget is None else self.at_cost(budget, recovering=self._recovers_looks)
-            if budget is None or other is None or other.cost >= pick.cost:
-                break
-            other, lost, likely_lost = self._held(other, max_drop)
-            looks.append(Look(budget, other.cost, self._predicted(other.chosen), likely_lost))
-            if lost <= max_drop:
-                pick = other
-        return pick
-
-    def _weaker(self, pick: Pick, share: float) -> Pick | None:
-        """Return a choice that costs more and is predicted to lose this share of that; None at the end."""
-        wanted = share * self._predicted(pick.chosen)
-        budget = meeting(self._predicted_at, pick.cost, self.dense_cost, wanted)
-        while budget < self.dense_cost:
-            other = self.at_cost(budget, recovering=self._recovers_looks)
-            if other is not None and other.cost > pick.cost:
-                return other
-            budget *= LEAST_WEAKER
-        return None
 
     def _as_helped(self, pick: Pick, max_drop: float) -> Pick:
         """Return a choice that holds with what helps itself, where that is not what helped the one before."""

@@ -22,8 +22,8 @@ confirmed by what was counted, which has more noise."""
 MARGIN = 0.15
 """Share of the bracket, in logarithms, that each look takes off it at the least.
 
-As long as all looks kept the limit, or none did, the other end is a guess, and steps of the resolution that
-double with each look are enough.
+As long as all looks kept the limit, or none did, it is the resolution, doubled with each look, and half of the
+bracket at the most.
 """
 
 STRIDE = 10.0
@@ -34,9 +34,6 @@ Of a loss that is far from the limit little is known.
 
 STEPS = 20
 """Bisections that find where a prediction meets the limit."""
-
-LEAST_WEAKER = 1.1
-"""Loss of a choice that did not hold on other samples over that of the next one tried, at the least."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def next_budget(
     met = meeting(predicted, low, high, wanted)
     margin = MARGIN * width
     if not (holding and failing):
-        margin = min(margin, log(resolution) * 2.0 ** (len(looks) - 1))
+        margin = min(width / 2, log(resolution) * 2.0 ** (len(looks) - 1))
     return exp(min(max(log(met), log(low) + margin * bool(failing)), log(high) - margin * bool(holding)))
 
 

@@ -32,7 +32,7 @@ from onnxdecomp.search.codebooks import (
     stored_form,
 )
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP, Goal
-from onnxdecomp.search.limit import LEAST_WEAKER, Look, meeting, next_budget
+from onnxdecomp.search.limit import Look, meeting, next_budget
 from onnxdecomp.search.sensitivity import Curve
 from onnxdecomp.search.trial import Trials
 from onnxdecomp.weights.cluster import curve
@@ -50,6 +50,9 @@ rule."""
 
 MAX_WEAKER = 3
 """Wider choices that are tried after one that does not hold on samples it was not made on."""
+
+LEAST_WEAKER = 1.1
+"""Predicted loss of a choice that did not hold over that of the next one tried, at the least."""
 
 NOT_WORTH = "its bytes are not worth what any width would do to the outputs inside the budget"
 

@@ -31,20 +31,28 @@ def search_of(n_layers: int, trials: "Known", *, predicted: float = 1.0, steps=(
 
 
 class Known:
-    """Evaluates by adding up what layers lose; on other samples all lose `elsewhere` times that."""
+    """Evaluates by adding up what layers lose; on other samples all lose `elsewhere` times that.
+
+    Attributes:
+        n_compared: Models that were evaluated; what is known of one is known.
+    """
 
     looks_are_long, proportion = False, Proportion()
 
     def __init__(self, elsewhere: float, noise: float, believed: float | None = None) -> None:
         self.elsewhere, self.noise, self.believed = elsewhere, noise, believed
-        self.n_compared = 0
+        self._compared: set[tuple[tuple[str, float], ...]] = set()
+
+    @property
+    def n_compared(self) -> int:
+        return len(self._compared)
 
     def drop(self, lost: float) -> Drop:
         believed = None if self.believed is None else self.believed * lost
         return Drop(lost, self.noise, 1.0, 1.0 - lost, 1000, smoothed=believed, is_ceiling=True)
 
     def compared(self, replaced):
-        self.n_compared += 1
+        self._compared.add(tuple(sorted(replaced.items())))
         return self.drop(sum(replaced.values())), sum(replaced.values())
 
     def expected(self, drop, divergence):
