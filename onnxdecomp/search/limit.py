@@ -22,8 +22,8 @@ confirmed by what was counted, which has more noise."""
 MARGIN = 0.15
 """Share of the bracket, in logarithms, that each look takes off it at the least.
 
-As long as all looks kept the limit, or none did, it is the resolution, doubled with each look, and half of the
-bracket at the most.
+As long as all looks kept the limit, or none did, it is the resolution, doubled with each look, and half of
+the bracket at the most.
 """
 
 STRIDE = 10.0
