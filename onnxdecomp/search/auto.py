@@ -241,8 +241,8 @@ class Search:
         """
         held: dict[tuple[int, ...], tuple[Pick, float, float]] = {}
         looks: list[Look] = []
-        found, n_after, budget = None, 0, pick.cost
-        while pick.replaced and n_after <= self._max_after:
+        found, n_left, budget = None, self._max_after, pick.cost
+        while pick.replaced:
             key = tuple(pick.chosen)
             if key not in held:
                 held[key] = self._held(pick, max_drop)
@@ -250,7 +250,9 @@ class Search:
             looks.append(self._look(budget, pick, likely_lost))
             if lost <= max_drop and (found is None or pick.cost < found.cost):
                 found = pick
-            n_after += found is not None
+            if found is not None and not n_left:
+                break
+            n_left -= found is not None
             following = self._following(looks, max_drop, ROUGH_RESOLUTION)
             if following is None:
                 break
