@@ -101,7 +101,8 @@ def convert(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="top1 | agreement | cosine | psnr | sqnr | package.module:function  [default: what suits]"
+            help="top1 | agreement | cosine | psnr | sqnr | r2 | package.module:function "
+            " [default: what suits]"
         ),
     ] = None,
     max_drop: Annotated[
@@ -424,7 +425,7 @@ def verify(
     calibration: Calibration = None,
     metric: Annotated[
         str,
-        typer.Option(help="top1 | agreement | cosine | psnr | sqnr | package.module:function"),
+        typer.Option(help="top1 | agreement | cosine | psnr | sqnr | r2 | package.module:function"),
     ] = "sqnr",
     tolerance: Annotated[
         float | None,

@@ -11,7 +11,7 @@ from math import inf, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxdecomp.runtime.evaluate import Outputs
+from onnxdecomp.runtime.evaluate import Outputs, varying
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
@@ -23,6 +23,9 @@ float16 leaves of it."""
 
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smaller probabilities count as this, so that one that vanished in float32 does not decide alone."""
+
+EVEN, MAX_EVEN_ROWS = 0.97, 4096
+"""Entropy of scores over the most there could be, above which none of them stands out, and rows that tell."""
 
 CHUNK = 2**16
 """Values that are compared at once: few enough to stay in a processor's cache."""
@@ -42,11 +45,10 @@ _Part = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 class Divergence:
     """The divergence of outputs from those of the original.
 
-    Where the original's first output looks like class scores, it is the mean Kullback-Leibler divergence
-    KL(original || outputs) in nats over samples and positions: of the softmax, or of the rows themselves
-    where they are probabilities already. Otherwise it is the noise power ||out - ref||^2 / ||ref||^2, as
-    the mean over the outputs of floating point; without any, the share of entries that differ. Which of
-    these it is depends on the original alone.
+    Of class scores it is the mean Kullback-Leibler divergence KL(original || outputs) in nats over samples
+    and positions: of the softmax, or of the rows themselves where they are probabilities already. Otherwise
+    it is the noise power ||out - ref||^2 / ||ref||^2, as the mean over the outputs of floating point; without
+    any, the share of entries that differ.
 
     Layers that are fitted by least squares shrink what they put out by what they cannot explain, and scores
     come out too small by a tenth or more, which no choice of a class depends on: `up_to_factor` leaves out
@@ -56,16 +58,24 @@ class Divergence:
         reference: Outputs of the original, samples on axis 0.
         weights: ``(n,)``, what each sample counts for in the mean over class scores; None counts all alike,
             1 / n each.
+        as_classes: Whether the first output is class scores; None asks `looks_like_class_scores`.
         up_to_factor: Return the least divergence of the class scores times any positive factor; of
             probabilities, to any power.
+        of_variance: Take the noise power over that of what varies between the samples.
     """
 
     def __init__(
-        self, reference: Outputs, weights: FloatArray | None = None, *, up_to_factor: bool = False
+        self,
+        reference: Outputs,
+        weights: FloatArray | None = None,
+        *,
+        as_classes: bool | None = None,
+        up_to_factor: bool = False,
+        of_variance: bool = False,
     ) -> None:
         self._reference, self._weights = reference, weights
-        self._as_classes = looks_like_class_scores(reference)
-        self._up_to_factor = up_to_factor
+        self._as_classes = looks_like_class_scores(reference) if as_classes is None else as_classes
+        self._up_to_factor, self._of_variance = up_to_factor, of_variance
 
     def of(self, outputs: Outputs) -> float:
         """Return the divergence, at least 0.
@@ -125,7 +135,8 @@ class Divergence:
             ours, theirs = (np.asarray(o[name], np.float64) for o in (outputs, self._reference))
             finite = np.isfinite(theirs)
             noise = np.square(ours - theirs)[finite].sum()
-            found.append(float(noise_over_signal(noise, np.square(theirs[finite]).sum())))
+            signal = varying(theirs) if self._of_variance else theirs
+            found.append(float(noise_over_signal(noise, np.square(signal[finite]).sum())))
         return float(np.mean(found))
 
 
@@ -163,6 +174,21 @@ def are_probabilities(scores: Array) -> bool:
     """Tell whether rows along the last axis are probabilities: not negative, with a sum of 1."""
     values = np.asarray(scores, np.float64)
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
+
+
+def are_even(scores: Array) -> bool:
+    """Tell whether scores along the last axis are no probabilities, and so even that none of them stands out.
+
+    Those of a trained classifier are not, unless they are too small for a softmax; coordinates, levels of a
+    signal and masks are.
+    """
+    if are_probabilities(scores):
+        return False
+    rows = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
+    rows = rows[_drawn(len(rows), MAX_EVEN_ROWS)]
+    logs = log_softmax(np.asarray(rows, np.float64))
+    entropy = -np.sum(np.exp(logs) * np.where(np.isfinite(logs), logs, 0.0), axis=-1)
+    return bool(entropy.mean() > EVEN * np.log(rows.shape[1]))
 
 
 def are_embeddings(rows: Array) -> bool:

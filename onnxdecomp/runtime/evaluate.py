@@ -183,6 +183,22 @@ def sqnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
     return _decibels(float(np.mean(np.square(theirs))), float(np.mean(np.square(ours - theirs))))
 
 
+def r2(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
+    """Return the coefficient of determination of the first output: 1 - what changed over the variance.
+
+    The truth is the original's output, and the variance is that of each of its values over the samples: what
+    is the same for all samples says nothing.
+    """
+    ours, theirs = _rows(outputs), _rows(reference)
+    noise, signal = np.square(ours - theirs).sum(), np.square(varying(theirs)).sum()
+    return float(1.0 - noise / signal) if signal > 0 else float(noise == 0.0)
+
+
+def varying(rows: Array) -> Array:
+    """Return values ``(n, ...)`` less the mean of each over the samples."""
+    return np.asarray(rows - rows.mean(axis=0))
+
+
 METRICS = {
     found.name: found
     for found in (
@@ -191,6 +207,7 @@ METRICS = {
         Metric("cosine", cosine),
         Metric("psnr", psnr, unit="dB"),
         Metric("sqnr", sqnr, unit="dB"),
+        Metric("r2", r2),
     )
 }
 

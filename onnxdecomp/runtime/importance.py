@@ -39,16 +39,18 @@ class Draw:
     weights: FloatArray
 
 
-def draw(reference: Outputs, n_drawn: int, seed: int) -> Draw:
+def draw(reference: Outputs, n_drawn: int, seed: int, *, as_classes: bool | None = None) -> Draw:
     """Draw samples by how unsure the original is; all alike where its outputs are no class scores.
 
     Args:
         reference: Outputs of the original, samples on axis 0.
         n_drawn: Samples to draw; all of them where there are no more.
         seed: The only source of chance.
+        as_classes: Whether they are class scores; None asks `looks_like_class_scores`.
     """
     n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
-    if n_drawn >= n_samples or not looks_like_class_scores(reference):
+    known = looks_like_class_scores(reference) if as_classes is None else as_classes
+    if n_drawn >= n_samples or not known:
         rows = np.arange(min(n_drawn, n_samples))
         return Draw(rows, np.full(len(rows), 1.0 / max(len(rows), 1)))
     chances = inclusion(np.sqrt(unsureness(reference)), n_drawn)  # (n,)

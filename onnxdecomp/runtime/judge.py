@@ -18,6 +18,7 @@ from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
     are_embeddings,
+    are_even,
     are_probabilities,
     broken_rows,
     first_output,
@@ -27,7 +28,7 @@ from onnxdecomp.runtime.divergence import (
     noise_over_signal,
 )
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs, labels_missing
+from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs, labels_missing, varying
 from onnxdecomp.runtime.margins import Margins
 from onnxdecomp.runtime.session import Array
 
@@ -39,6 +40,12 @@ MEANS = ("top1", "agreement", "cosine")
 
 CHOICES = ("top1", "agreement")
 """Metrics that ask for the highest score alone."""
+
+NUMBERS = ("cosine", "psnr", "sqnr", "r2")
+"""Metrics that compare outputs as numbers, whatever they may look like."""
+
+LEAST_VARYING = 0.5
+"""Share of the power of outputs that varies between samples, below which what does not is left out."""
 
 BLOCKS = 20
 """Blocks of samples, at most, that are left out in turn to see how much a score depends on them."""
@@ -70,7 +77,13 @@ class Judge:
         self._alike = alike
         self._built_in = METRICS.get(measure.name) is measure
         is_choice = self._built_in and measure.name in CHOICES
-        self._divergence = Divergence(reference, weights, up_to_factor=is_choice)
+        self._divergence = Divergence(
+            reference,
+            weights,
+            as_classes=compares_classes(measure, reference),
+            up_to_factor=is_choice,
+            of_variance=self._built_in and measure.name == "r2",
+        )
         self.n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
         if not self.n_samples:
             raise UsageError("The original was run on no samples: give at least one.")
@@ -94,7 +107,7 @@ class Judge:
 
         Means over samples (`MEANS`) have the paired standard error, for shares
         ``sqrt((p10 + p01 - value**2) / n)`` with the shares p10 and p01 of samples that only one of the two
-        gets right. That of psnr and sqnr is of the jackknife over samples, that of a function of the user
+        gets right. That of psnr, sqnr and r2 is of the jackknife over samples, that of a function of the user
         of the jackknife over `BLOCKS` blocks.
 
         Args:
@@ -176,8 +189,9 @@ class Judge:
             return Drop(inf, 0.0, self._before, nan, self.n_samples)
         after = self._score(outputs)
         ours, theirs = _rows(outputs), _rows(self._reference)  # (n, values)
-        if self._measure.name == "sqnr":
-            sums = np.stack([np.square(ours - theirs).sum(1), np.square(theirs).sum(1)])  # (2, n)
+        if self._measure.name in ("sqnr", "r2"):
+            signal = theirs if self._measure.name == "sqnr" else varying(theirs)
+            sums = np.stack([np.square(ours - theirs).sum(1), np.square(signal).sum(1)])  # (2, n)
             value = float(noise_over_signal(*sums.sum(1)))
             error = _jackknife(noise_over_signal(*_left_out(sums)))
         else:
@@ -246,25 +260,46 @@ def default_metric(reference: Outputs, labels: Array | None) -> str:
     """Return the metric for users who name none.
 
     That is ``top1`` with labels; else ``cosine`` where the first output is vectors of length 1, as embeddings
-    are; ``agreement`` where it looks like class scores or is whole numbers, which are a choice themselves;
-    else ``sqnr``.
+    are; ``agreement`` where it looks like class scores of which one stands out, or is whole numbers, which
+    are a choice themselves; else ``sqnr``, or ``r2`` where most of the output is the same for all samples.
     """
     if labels is not None:
         return "top1"
     first = np.asarray(first_output(reference))
-    if looks_like_class_scores(reference):
-        return "cosine" if are_embeddings(first) else "agreement"
-    return "agreement" if first.dtype.kind in "biu" else "sqnr"
+    if looks_like_class_scores(reference) and are_embeddings(first):
+        return "cosine"
+    if first.dtype.kind in "biu" or (looks_like_class_scores(reference) and not are_even(first)):
+        return "agreement"
+    return "r2" if is_float(first) and _hardly_varies(_rows(reference)) else "sqnr"
+
+
+def compares_classes(measure: Metric, reference: Outputs) -> bool:
+    """Tell whether a metric takes the first output for class scores."""
+    is_of_numbers = METRICS.get(measure.name) is measure and measure.name in NUMBERS
+    return not is_of_numbers and looks_like_class_scores(reference)
+
+
+def _hardly_varies(rows: FloatArray) -> bool:
+    """Tell whether most of outputs ``(n, values)`` is the same for all samples, but not all of it."""
+    finite = rows[:, np.all(np.isfinite(rows), axis=0)]
+    varies, power = float(np.square(varying(finite)).sum()), float(np.square(finite).sum())
+    return 0 < varies < LEAST_VARYING * power
 
 
 def doubt_of_default(reference: Outputs) -> str | None:
-    """Return what to say where `default_metric` may have taken for classes what is something else.
+    """Return what to say where `default_metric` may have taken for classes what is something else, or not.
 
-    Numbers of which none is negative, and which are no probabilities, may be boxes of a detector.
+    Numbers of which none is negative, and which are no probabilities, may be boxes of a detector; scores of
+    which none stands out may be those of an unusual classifier.
     """
     (name, first), *_ = reference.items()
-    first = np.asarray(first)
-    if first.ndim != 3 or not looks_like_class_scores(reference):
+    first, found = np.asarray(first), default_metric(reference, None)
+    if found in ("sqnr", "r2") and looks_like_class_scores(reference):
+        return (
+            f"Output '{name}' was taken for {first.shape[-1]} numbers, not for scores of as many classes, of "
+            f"which one would stand out; {found} compares them. If they are scores: --metric agreement."
+        )
+    if found != "agreement" or first.ndim != 3 or not is_float(first):
         return None
     if float(first.min()) < 0 or are_probabilities(first):
         return None
@@ -339,7 +374,7 @@ def _check_fit(measure: Metric, outputs: Outputs, labels: Array | None) -> None:
     if n_classes < 2:
         raise UsageError(
             f"Output '{name}' {first.shape} has one number where metric {measure.name} needs one for each of "
-            "two or more classes: try cosine, psnr or sqnr."
+            "two or more classes: try cosine, psnr, sqnr or r2."
         )
     if measure.needs_labels and labels is not None and np.max(labels) >= n_classes:
         raise UsageError(

@@ -8,7 +8,7 @@ import onnx
 from onnxdecomp.graph.find import Site
 from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.importance import draw
-from onnxdecomp.runtime.judge import Judge, part
+from onnxdecomp.runtime.judge import Judge, compares_classes, part
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.runtime.suffix import Suffix
 from onnxdecomp.search.parts import Samples, batch_of, count
@@ -38,7 +38,7 @@ class Looks:
         jobs: int = 1,
         seed: int = 0,
     ) -> None:
-        drawn = draw(reference, n_drawn, seed)
+        drawn = draw(reference, n_drawn, seed, as_classes=compares_classes(metric, reference))
         self._original, self._metric, self._jobs = original, metric, jobs
         self._samples, self._weights = part(samples, drawn.rows), drawn.weights
         self._reference = {name: array[drawn.rows] for name, array in reference.items()}

@@ -96,8 +96,7 @@ class Trials:
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
-        is_doubtful = metric_name is None and self.metric.name == "agreement"
-        self.doubt = doubt_of_default(reference) if is_doubtful else None
+        self.doubt = doubt_of_default(reference) if metric_name is None and labels is None else None
         alike = self._halves_alike(reference)
         self._choose = Judge(self.metric, reference, labels, alike=alike[0])
         known = PROPORTIONS.get(self.metric.name)

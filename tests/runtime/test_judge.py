@@ -121,6 +121,20 @@ def test_the_drop_of_sqnr_is_the_share_of_noise_power():
     assert lost.after == pytest.approx(-10 * np.log10(lost.value))
 
 
+def test_the_drop_of_r2_is_the_share_of_the_variance_that_changed():
+    theirs, ours = np.array([[3.0, 4.0], [5.0, 4.0]]), np.array([[3.0, 4.5], [5.0, 4.0]])
+    lost = drop("r2", ours, theirs)
+    assert (lost.before, lost.value) == (1.0, pytest.approx(0.25 / 2))
+    assert lost.after == pytest.approx(1 - lost.value)
+    assert judge("r2", theirs).divergence({"y": ours}) == pytest.approx(lost.value)
+
+
+def test_where_nothing_varies_any_change_is_all_of_it():
+    theirs = np.ones((4, 3))
+    assert drop("r2", theirs, theirs).value == 0.0
+    assert drop("r2", theirs + 1e-3, theirs).value == 1.0
+
+
 def test_psnr_drops_against_the_labels_where_there_are_some():
     truth = np.array([[0.0, 10.0], [10.0, 0.0]])
     lost = drop("psnr", truth + 0.2, truth + 0.1, truth)
@@ -323,11 +337,19 @@ def test_a_function_that_returns_no_number_is_refused(answer, said):
         (normal(4, 3, 8, 8), None, "sqnr"),
         (normal(4, 1), None, "sqnr"),
         (normal(4), None, "sqnr"),
+        (0.1 * normal(4, 8), None, "sqnr"),
+        (3 + 0.1 * normal(4, 8), None, "r2"),
+        (3 + 0.1 * normal(4, 1), None, "r2"),
+        (3 + 0.1 * normal(4, 3, 8, 8), None, "r2"),
+        (np.ones((4, 1), np.float32), None, "sqnr"),
+        (np.eye(200, dtype=np.float32)[:4], None, "agreement"),
+        (np.array(["a", "b"]), None, "sqnr"),
     ],
 )
 def test_the_metric_that_nobody_names_suits_labels_and_output(output, labels, name):
     assert default_metric({"y": output}, labels) == name
-    assert judge(name, output, labels).drop({"y": output}).value == 0.0
+    if np.asarray(output).dtype.kind != "U":
+        assert judge(name, output, labels).drop({"y": output}).value == 0.0
 
 
 def test_a_part_has_the_same_rows_of_every_array():
@@ -455,3 +477,18 @@ def test_what_may_be_boxes_is_said_to_be_taken_for_classes(scores, is_doubtful):
     told = doubt_of_default({"y": scores})
     assert (told is not None) is is_doubtful
     assert not is_doubtful or "scores of 20 classes at 6 places" in told
+
+
+@pytest.mark.parametrize(("offset", "name"), [(0.0, "sqnr"), (3.0, "r2")])
+def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(offset, name):
+    told = doubt_of_default({"y": offset + 0.1 * normal(4, 20)})
+    assert f"20 numbers, not for scores of as many classes, of which one would stand out; {name}" in told
+    assert doubt_of_default({"y": offset + 0.1 * normal(4, 20, 6, 6)}) is None
+
+
+@pytest.mark.parametrize("name", ["cosine", "sqnr", "psnr", "r2"])
+def test_numbers_are_compared_as_such_whatever_they_look_like(name):
+    scores = normal(6, 5)
+    moved = scores + 1.0  # no softmax of them changes
+    assert judge(name, scores).divergence({"y": moved}) > 0.1
+    assert judge("agreement", scores).divergence({"y": moved}) == pytest.approx(0.0, abs=1e-9)
