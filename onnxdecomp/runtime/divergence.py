@@ -24,8 +24,11 @@ float16 leaves of it."""
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 """Smaller probabilities count as this, so that one that vanished in float32 does not decide alone."""
 
-EVEN, MAX_EVEN_ROWS = 0.97, 4096
-"""Entropy of scores over the most there could be, above which none of them stands out, and rows that tell."""
+EVEN = 0.97
+"""Entropy of scores over the most there could be, above which none of them stands out."""
+
+MIN_TELLING_ROWS, MAX_TELLING_ROWS = 16, 4096
+"""Rows that tell whether numbers are scores, at the least and at the most."""
 
 CHUNK = 2**16
 """Values that are compared at once: few enough to stay in a processor's cache."""
@@ -176,17 +179,20 @@ def are_probabilities(scores: Array) -> bool:
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
 
 
-def are_even(scores: Array) -> bool:
-    """Tell whether scores along the last axis are no probabilities, and so even that none of them stands out.
+def are_plain_numbers(scores: Array) -> bool:
+    """Tell whether numbers along the last axis are hardly scores of classes.
 
-    Those of a trained classifier are not, unless they are too small for a softmax; coordinates, levels of a
-    signal and masks are.
+    They are no probabilities, and none of them stands out, or always the same one. Scores of a trained
+    classifier are not so even, unless they are too small for a softmax; coordinates, levels of a signal and
+    masks are. Of ratings one may be the highest for all samples.
     """
     if are_probabilities(scores):
         return False
     rows = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
-    rows = rows[_drawn(len(rows), MAX_EVEN_ROWS)]
-    logs = log_softmax(np.asarray(rows, np.float64))
+    rows = np.asarray(rows[_drawn(len(rows), MAX_TELLING_ROWS)], np.float64)
+    if len(rows) >= MIN_TELLING_ROWS and np.ptp(np.argmax(rows, axis=1)) == 0:
+        return True
+    logs = log_softmax(rows)
     entropy = -np.sum(np.exp(logs) * np.where(np.isfinite(logs), logs, 0.0), axis=-1)
     return bool(entropy.mean() > EVEN * np.log(rows.shape[1]))
 

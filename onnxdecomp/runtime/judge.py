@@ -18,7 +18,7 @@ from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
     are_embeddings,
-    are_even,
+    are_plain_numbers,
     are_probabilities,
     broken_rows,
     first_output,
@@ -260,15 +260,16 @@ def default_metric(reference: Outputs, labels: Array | None) -> str:
     """Return the metric for users who name none.
 
     That is ``top1`` with labels; else ``cosine`` where the first output is vectors of length 1, as embeddings
-    are; ``agreement`` where it looks like class scores of which one stands out, or is whole numbers, which
-    are a choice themselves; else ``sqnr``, or ``r2`` where most of the output is the same for all samples.
+    are; ``agreement`` where it looks like class scores, not always the same one of which stands out, or is
+    whole numbers, which are a choice themselves; else ``sqnr``, or ``r2`` where most of the output is the
+    same for all samples.
     """
     if labels is not None:
         return "top1"
     first = np.asarray(first_output(reference))
     if looks_like_class_scores(reference) and are_embeddings(first):
         return "cosine"
-    if first.dtype.kind in "biu" or (looks_like_class_scores(reference) and not are_even(first)):
+    if first.dtype.kind in "biu" or (looks_like_class_scores(reference) and not are_plain_numbers(first)):
         return "agreement"
     return "r2" if is_float(first) and _hardly_varies(_rows(reference)) else "sqnr"
 
@@ -296,8 +297,9 @@ def doubt_of_default(reference: Outputs) -> str | None:
     first, found = np.asarray(first), default_metric(reference, None)
     if found in ("sqnr", "r2") and looks_like_class_scores(reference):
         return (
-            f"Output '{name}' was taken for {first.shape[-1]} numbers, not for scores of as many classes, of "
-            f"which one would stand out; {found} compares them. If they are scores: --metric agreement."
+            f"Output '{name}' was taken for {first.shape[-1]} numbers, not for scores of as many classes: "
+            f"none of them stands out, or always the same one. {found} compares them; if they are scores, "
+            "say --metric agreement."
         )
     if found != "agreement" or first.ndim != 3 or not is_float(first):
         return None

@@ -340,6 +340,8 @@ def test_a_function_that_returns_no_number_is_refused(answer, said):
         (0.1 * normal(4, 8), None, "sqnr"),
         (3 + 0.1 * normal(4, 8), None, "r2"),
         (3 + 0.1 * normal(4, 1), None, "r2"),
+        ([3, 5, 2] + 0.5 * np.sin(np.arange(60)).reshape(20, 3), None, "r2"),
+        ([3, 5, 2] + 0.5 * np.sin(np.arange(12)).reshape(4, 3), None, "agreement"),
         (3 + 0.1 * normal(4, 3, 8, 8), None, "r2"),
         (np.ones((4, 1), np.float32), None, "sqnr"),
         (np.eye(200, dtype=np.float32)[:4], None, "agreement"),
@@ -482,7 +484,8 @@ def test_what_may_be_boxes_is_said_to_be_taken_for_classes(scores, is_doubtful):
 @pytest.mark.parametrize(("offset", "name"), [(0.0, "sqnr"), (3.0, "r2")])
 def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(offset, name):
     told = doubt_of_default({"y": offset + 0.1 * normal(4, 20)})
-    assert f"20 numbers, not for scores of as many classes, of which one would stand out; {name}" in told
+    assert "20 numbers, not for scores of as many classes" in told
+    assert f"{name} compares them" in told
     assert doubt_of_default({"y": offset + 0.1 * normal(4, 20, 6, 6)}) is None
 
 
