@@ -188,8 +188,8 @@ def are_plain_numbers(scores: Array) -> bool:
     """
     if are_probabilities(scores):
         return False
-    rows = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
-    rows = np.asarray(rows[_drawn(len(rows), MAX_TELLING_ROWS)], np.float64)
+    every = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
+    rows = np.asarray(every[_drawn(len(every), MAX_TELLING_ROWS)], np.float64)
     if len(rows) >= MIN_TELLING_ROWS and np.ptp(np.argmax(rows, axis=1)) == 0:
         return True
     logs = log_softmax(rows)

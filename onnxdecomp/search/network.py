@@ -278,12 +278,14 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
     reached = ""
     if mildest is not None and mildest.replaced:
         drop = trials.confirmed_with(mildest.replaced).pooled(mildest.drop)
-        reached = f" The mildest one that is faster loses {drop.value:.3g} ± {drop.standard_error:.2g}"
+        saved = 1.0 - mildest.cost / search.dense_cost
+        reached = f" The mildest one, which saves {saved:.1%} of what the layers cost, loses {drop.value:.3g}"
+        reached += f" ± {drop.standard_error:.2g}"
         if drop.smoothed is not None and not drop.is_ceiling:
             reached += f", by margins {drop.smoothed:.2g} ± {drop.smoothed_error:.2g}"
         reached += "."
     return (
-        f"This network has no low-rank slack at this budget: no choice that is faster loses at most "
+        f"This network has no low-rank slack at this budget: no choice that was tried loses at most "
         f"{goal.max_drop:g} of {trials.metric.name}, standard error included, on {trials.parts.description}."
         f"{reached} More samples or a larger --max-drop may help."
     )
