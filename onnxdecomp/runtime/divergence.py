@@ -138,7 +138,7 @@ class Divergence:
             ours, theirs = (np.asarray(o[name], np.float64) for o in (outputs, self._reference))
             finite = np.isfinite(theirs)
             noise = np.square(ours - theirs)[finite].sum()
-            signal = varying(theirs) if self._of_variance else theirs
+            signal = varying(np.where(finite, theirs, 0.0)) if self._of_variance else theirs
             found.append(float(noise_over_signal(noise, np.square(signal[finite]).sum())))
         return float(np.mean(found))
 

@@ -129,6 +129,14 @@ def test_the_drop_of_r2_is_the_share_of_the_variance_that_changed():
     assert judge("r2", theirs).divergence({"y": ours}) == pytest.approx(lost.value)
 
 
+def test_an_infinite_entry_of_another_output_leaves_the_variance_of_the_rest():
+    theirs = {"y": normal(8, 3), "mask": np.where(normal(8, 4) > 1, -inf, normal(8, 4))}
+    ours = {name: array + 0.1 for name, array in theirs.items()}
+    of_both = Judge(metric("r2"), theirs, None).divergence(ours)
+    of_first = judge("r2", theirs["y"]).divergence({"y": ours["y"]})
+    assert of_first / 2 < of_both < of_first / 2 + 0.1
+
+
 def test_where_nothing_varies_any_change_is_all_of_it():
     theirs = np.ones((4, 3))
     assert drop("r2", theirs, theirs).value == 0.0
