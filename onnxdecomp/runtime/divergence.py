@@ -179,6 +179,11 @@ def are_probabilities(scores: Array) -> bool:
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
 
 
+def are_class_scores(outputs: Outputs) -> bool:
+    """Tell whether the first output looks like class scores, and its numbers do so too."""
+    return looks_like_class_scores(outputs) and not are_plain_numbers(np.asarray(first_output(outputs)))
+
+
 def are_plain_numbers(scores: Array) -> bool:
     """Tell whether numbers along the last axis are hardly scores of classes.
 

@@ -17,8 +17,8 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
+    are_class_scores,
     are_embeddings,
-    are_plain_numbers,
     are_probabilities,
     broken_rows,
     first_output,
@@ -269,7 +269,7 @@ def default_metric(reference: Outputs, labels: Array | None) -> str:
     first = np.asarray(first_output(reference))
     if looks_like_class_scores(reference) and are_embeddings(first):
         return "cosine"
-    if first.dtype.kind in "biu" or (looks_like_class_scores(reference) and not are_plain_numbers(first)):
+    if first.dtype.kind in "biu" or are_class_scores(reference):
         return "agreement"
     return "r2" if is_float(first) and _hardly_varies(_rows(reference)) else "sqnr"
 

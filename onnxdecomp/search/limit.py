@@ -104,11 +104,9 @@ def _wanted(looks: Sequence[Look], limit: float) -> float | None:
     if below and above and below.lost > 0 and above.lost < inf and above.predicted > below.predicted:
         exponent = log(above.predicted / below.predicted) / log(above.lost / below.lost)
         return float(below.predicted * (aim / below.lost) ** exponent)
-    times, predicted = min(
-        ((_times(aim, look.lost), look.predicted) for look in (below, above) if look),
-        key=lambda found: abs(log(found[0])),
-    )
-    return times * predicted
+    sides = [look for look in (below, above) if look]
+    nearest = min(sides, key=lambda look: abs(log(_times(aim, look.lost))))
+    return _times(aim, nearest.lost) * nearest.predicted
 
 
 def _by_loss(look: Look) -> tuple[float, float]:

@@ -84,11 +84,12 @@ class Memory:
     def _number(
         self, kind: str, key: Mapping[str, object], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        known = None if ":" in kind else self.get(kind, key)
+        if ":" in kind:
+            return make()
+        known = self.get(kind, key)
         if known is None:
             known = make()
-            if ":" not in kind:
-                self.put(kind, key, known)
+            self.put(kind, key, known)
         return known
 
     def outputs(self, part: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:

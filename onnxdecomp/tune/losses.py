@@ -15,11 +15,9 @@ from torch.nn import functional
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.divergence import (
     LEAST_PROBABILITY,
-    are_plain_numbers,
+    are_class_scores,
     are_probabilities,
-    first_output,
     is_float,
-    looks_like_class_scores,
 )
 from onnxdecomp.runtime.session import Array
 
@@ -187,5 +185,4 @@ def default_loss(outputs: Mapping[str, Array], *, has_teacher: bool) -> str:
     """Return the loss for users who name none: of labels where there is no teacher, else what suits."""
     if not has_teacher:
         return "cross-entropy"
-    is_scores = looks_like_class_scores(outputs) and not are_plain_numbers(first_output(outputs))
-    return "kl" if is_scores else "mse"
+    return "kl" if are_class_scores(outputs) else "mse"
