@@ -109,6 +109,7 @@ class TensorTrainAnalysis(Analysis):
         A smaller core is a part of the largest one, so its cut loses no more.
         """
         in_rank, middle, out_rank = ranks
+        middle = min(middle, _middle_bound(self._layer, in_rank, out_rank))
         if not self._sides.energy:
             return 0.0
         lost = self._sides.lost_energy(out_rank, in_rank) + self._middle.tail(middle)
