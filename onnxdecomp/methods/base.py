@@ -78,6 +78,10 @@ class Method(ABC):
     nested: ClassVar[bool] = True
     """True when one analysis gives spectra and the error at every rank; False when each rank is a solve."""
 
+    league: ClassVar[str] = "spectra"
+    """Before anything is fitted, methods of one league are compared by their errors: ``spectra``, which give
+    them about as they are; ``cuts``, bounds that add up several cuts; ``solves``, which gain most by fitting."""
+
     variant: str = ""
     """Which of several forms of the method this object is, such as ``vertical-first``."""
 

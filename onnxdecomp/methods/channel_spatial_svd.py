@@ -35,6 +35,7 @@ class ChannelSpatialSvd(Method):
 
     name: ClassVar[str] = "channel-spatial-svd"
     rank_names: ClassVar[tuple[str, ...]] = ("R_channel", "R_spatial")
+    league: ClassVar[str] = "cuts"
 
     def __init__(self, side: str, order: str) -> None:
         self.variant = f"{side}-{order}"

@@ -112,14 +112,10 @@ class Study:
 
     def chain(self, candidate: Candidate) -> tuple[Chain, float]:
         """Return the chain of a candidate, fitted where there is data, and its error as in `Candidate`."""
-        chain = self.unfitted(candidate)
-        return self.data.fitted(chain) if self.data else (chain, candidate.error)
-
-    def unfitted(self, candidate: Candidate) -> Chain:
-        """Return the chain of a candidate as its method makes it."""
         max_ranks = candidate.ranks if len(candidate.ranks) == 1 else None
         analysis = self.analysis(candidate.method, max_ranks)
-        return decompose(candidate.method, analysis, self.layer, candidate.ranks)
+        chain = decompose(candidate.method, analysis, self.layer, candidate.ranks)
+        return self.data.fitted(chain) if self.data else (chain, candidate.error)
 
     def worth_solving(self, method: Method, ranks: Ranks) -> bool:
         """Tell whether a solve at `ranks` is affordable in an automatic choice, or was asked for by name."""

@@ -6,9 +6,7 @@ Nothing here knows onnx or onnxruntime, so a worker starts at once.
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import accumulate
-from math import inf, prod
+from math import prod
 
 import numpy as np
 
@@ -18,7 +16,7 @@ from onnxdecomp.ranks.search import within_budget
 from onnxdecomp.ranks.study import Candidate, Study
 from onnxdecomp.weights.fit import Data, Fit
 from onnxdecomp.weights.moments import Moments
-from onnxdecomp.weights.refit import ByTap, LastStep, Metric
+from onnxdecomp.weights.refit import Metric
 
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.33, 0.27, 0.22, 0.18, 0.14, 0.11, 0.08, 0.06)
 """Shares of a layer's MACs at which every method shows its best candidate."""
@@ -32,19 +30,17 @@ MAX_SOLVE_FLOPS = 6e10
 MIN_SOLVED_TAPS = 25
 """Kernels below this size are left to the closed forms in an automatic search: CP pays on large kernels."""
 
+MIN_CUT_CHANNELS = 64
+"""Layers with fewer channels on a side are left to chains of two steps in an automatic search: with a third
+one, ranks would be a block or two."""
+
 SLACK = 1.15
-"""A candidate whose error is about more than this many times the least at its cost is not looked at again.
-Methods with spectra and those that need a solve are compared among themselves: by fitting all steps together,
-which comes later, CP gains more."""
+"""A candidate whose estimated error is above this many times the least at its cost is not looked at again.
+Methods are compared within their league: the estimate is made before steps are fitted together, by which some
+gain more, and at the same error of the layer some change the network's output more than others."""
 
-MAX_TIMED = 24
-"""Candidates of a layer with spectra, and without, that are timed."""
-
-N_REFITTED = 6
-"""Candidates of each method that are refitted to tell the errors of all."""
-
-LEAST_ERROR = 1e-6
-"""Errors below this are taken for this: their logarithm says nothing."""
+MAX_TIMED = {"spectra": 24, "solves": 24, "cuts": 12}
+"""Candidates of a layer that are timed, by league."""
 
 MAX_HELD_BYTES = 2**28
 """What the layers that chains were made of last may take together."""
@@ -93,43 +89,18 @@ def spread(task: Task) -> list[Candidate] | str:
     assert study.data is not None
     if study.data.metric.energy <= 0:
         return "its output is constant on the calibration samples, so nothing can be fitted"
-    nested: list[Candidate] = []
-    solved: list[Candidate] = []
+    found: dict[tuple[str, tuple[int, ...]], Candidate] = {}
     for method in study.methods:
-        tried = (
-            within_budget(study, method, partial(_fits, study, share)) for share in _shares(study, method)
-        )
-        own = {one.ranks: one for one in tried if one is not None and study.shrinks(one)}
-        if method.nested:
-            nested += _as_refitted(study, list(own.values()))
-        else:
-            solved += own.values()
-    found = _promising(nested) + _promising(solved)
-    return sorted(found, key=_by_macs, reverse=True) or "no method makes it smaller"
-
-
-def _as_refitted(study: Study, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return candidates of one method with about the errors that they have after a refit.
-
-    Estimates of methods with several ranks are bounds, by which they look worse than others. Those of
-    matrices are exact. Some are refitted, in single precision; errors fall about as a power of the size.
-    """
-    data = study.data
-    if data is None or not candidates or not data.fit.refit or prod(study.layer.kernel) == 1:
-        return list(candidates)
-    ordered = sorted(candidates, key=_size)
-    sizes = np.log([_size(one) for one in ordered])
-    shown = np.unique(np.linspace(0, len(ordered) - 1, N_REFITTED).round().astype(int))
-    by_tap = ByTap.of(data.metric, ordered[0].specs[-1], np.float32)
-    found = []
-    for place in shown:
-        chain = study.unfitted(ordered[place])
-        last = LastStep.of(data.metric, chain.specs, chain.weights, by_tap)
-        if last is None:  # it is depthwise, and is not refitted
-            return list(candidates)
-        found.append(max(last.error(last.solved()), LEAST_ERROR))
-    errors = np.exp(np.interp(sizes, sizes[shown], np.log(found)))
-    return [replace(one, error=float(error)) for one, error in zip(ordered, errors, strict=True)]
+        for share in _shares(study, method):
+            candidate = within_budget(study, method, lambda c, s=share: _fits(study, c, s))  # type: ignore[misc]
+            if candidate is not None and study.shrinks(candidate):
+                found[method.full_name, candidate.ranks] = candidate
+    kept = [
+        candidate
+        for league, most in MAX_TIMED.items()
+        for candidate in _promising([one for one in found.values() if one.method.league == league], most)
+    ]
+    return sorted(kept, key=_by_macs, reverse=True) or "no method makes it smaller"
 
 
 def fitted(tasks: Sequence[Task]) -> list[list[Fitted]]:
@@ -211,35 +182,37 @@ def _fitted(study: Study, candidate: Candidate, task: Task) -> Fitted:
     return Fitted(chain, error, bias)
 
 
-def _error(candidate: Candidate) -> float:
-    return candidate.error
-
-
-def _size(candidate: Candidate) -> int:
-    return candidate.n_macs or candidate.n_params
-
-
 def _by_macs(candidate: Candidate) -> tuple[int, float]:
     return candidate.n_macs or 0, candidate.error
 
 
-def _promising(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the candidates that are least worse than a smaller one, so many as are timed."""
-    ordered = sorted(candidates, key=_by_macs)
-    least = [inf, *accumulate(map(_error, ordered), min)]  # of those that cost less
-    worth = sorted((_error(one) / least[place], place) for place, one in enumerate(ordered))
-    return [ordered[place] for ratio, place in worth[:MAX_TIMED] if ratio <= SLACK]
+def _promising(candidates: list[Candidate], most: int) -> list[Candidate]:
+    """Return the candidates that are not much worse than a smaller one, so many at most."""
+    kept: list[Candidate] = []
+    least = float("inf")
+    for candidate in sorted(candidates, key=_by_macs):
+        if candidate.error <= SLACK * least:
+            kept.append(candidate)
+        least = min(least, candidate.error)
+    if len(kept) <= most:
+        return kept
+    step = len(kept) / most
+    return [kept[int(index * step)] for index in range(most)]
 
 
 def _shares(study: Study, method: Method) -> tuple[float, ...]:
+    layer = study.layer
+    is_narrow = min(layer.out_channels, layer.in_channels) < MIN_CUT_CHANNELS * layer.group
+    if method.league == "cuts" and is_narrow and not study.asked_for:
+        return ()
     if method.nested:
         return SHARES
-    if prod(study.layer.kernel) < MIN_SOLVED_TAPS and not study.asked_for:
+    if prod(layer.kernel) < MIN_SOLVED_TAPS and not study.asked_for:
         return ()
     return SOLVED_SHARES
 
 
-def _fits(study: Study, share: float, candidate: Candidate) -> bool:
+def _fits(study: Study, candidate: Candidate, share: float) -> bool:
     dense = study.layer.n_macs
     if dense is None or candidate.n_macs is None:
         return candidate.n_params <= share * study.layer.n_params
