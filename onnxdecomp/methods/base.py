@@ -79,8 +79,8 @@ class Method(ABC):
     """True when one analysis gives spectra and the error at every rank; False when each rank is a solve."""
 
     league: ClassVar[str] = "spectra"
-    """Before anything is fitted, methods of one league are compared by their errors: ``spectra``, which give
-    them about as they are; ``cuts``, bounds that add up several cuts; ``solves``, which gain most by fitting."""
+    """Before anything is fitted, methods of one league are compared by their errors: ``spectra`` give them
+    about as they are, ``cuts`` give bounds that add up several cuts, ``solves`` gain most by being fitted."""
 
     variant: str = ""
     """Which of several forms of the method this object is, such as ``vertical-first``."""

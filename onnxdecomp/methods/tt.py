@@ -33,6 +33,7 @@ class TensorTrain(Method):
 
     name: ClassVar[str] = "tt"
     rank_names: ClassVar[tuple[str, ...]] = ("R1", "R2", "R3")
+    league: ClassVar[str] = "cuts"
 
     def refusal(self, layer: Layer) -> str | None:
         """Refuse layers without two spatial axes to part, and those with a single channel on one side."""

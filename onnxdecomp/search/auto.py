@@ -36,6 +36,12 @@ N_PROBES, N_PROBES_OF_LARGE = 3, 2
 every further method."""
 
 
+MARGIN = {"cuts": 1.15}
+"""What options of a league are expected to do counts this many times, so that they are taken only where they
+clearly gain: the curves of all are known from few probes, and of many options the one that is taken is most
+likely one that looks better than it is."""
+
+
 @dataclass(frozen=True)
 class Weighed:
     """A layer with what its options are expected to do to the network.
@@ -131,11 +137,14 @@ def ballot(weighed: Weighed, cost: Cost) -> Ballot:
 
 def priced(weighed: Weighed, cost: Cost) -> list[Priced]:
     """Return what is replaced by each option of a layer, and what that costs and is expected to do."""
-    layer, curves = weighed.layer, weighed.curves
-    return [
-        (layer.parts(option), Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
-        for option in weighed.options
-    ]
+    layer = weighed.layer
+    return [(layer.parts(one), Item(_expected(weighed, one), cost(layer, one))) for one in weighed.options]
+
+
+def _expected(weighed: Weighed, option: Option) -> float:
+    """Return how far an option is expected to move the outputs, with its margin."""
+    method = option.candidate.method
+    return weighed.curves[method.name](option.error) * MARGIN.get(method.league, 1.0)
 
 
 class Search:

@@ -148,5 +148,8 @@ def joined(ballots: Sequence[Ballot], dense: float, priced: Sequence[Priced]) ->
 
 
 def _rest(dense: float, ballots: Sequence[Ballot]) -> float:
-    """Return what those of some layers cost that have no choice of their own."""
-    return dense - sum(ballot.items[0].cost for ballot in ballots)
+    """Return what those of some layers cost that have no choice of their own.
+
+    Nothing at the least: all of them together were timed at another time than each by itself.
+    """
+    return max(0.0, dense - sum(ballot.items[0].cost for ballot in ballots))

@@ -150,6 +150,14 @@ def test_joined_choices_are_those_of_each_or_a_form_of_all():
     assert errors == sorted(errors)
 
 
+def test_layers_timed_together_as_faster_than_apart_cost_nothing_at_the_least():
+    first = Ballot([(), ("a",)], [Item(0.0, 3.0), Item(0.5, 0.1)])
+    second = Ballot([(), ("b",)], [Item(0.0, 4.0), Item(0.5, 0.2)])
+    found = joined([first, second], 6.0, [])
+    assert min(item.cost for item in found.items) == pytest.approx(0.1 + 0.2)
+    assert choose([found.items], 1.0) is not None
+
+
 @pytest.mark.parametrize("budget", [6.0, 5.0, 4.0, 3.2, 3.0])
 def test_a_joined_choice_is_never_worse_than_those_of_each(budget):
     first = Ballot([(), ("a",)], [Item(0.0, 2.0), Item(1.0, 1.0)])
