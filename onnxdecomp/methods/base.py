@@ -93,6 +93,11 @@ class Method(ABC):
         """``name`` or ``name/variant``."""
         return f"{self.name}/{self.variant}" if self.variant else self.name
 
+    @property
+    def kind(self) -> str:
+        """Word for all forms of which the same error does about as much to a network: the name, as a rule."""
+        return self.name
+
     @abstractmethod
     def refusal(self, layer: Layer) -> str | None:
         """Return a sentence that says why this method cannot be used on `layer`, or None when it can."""

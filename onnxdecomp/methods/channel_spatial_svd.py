@@ -42,6 +42,11 @@ class ChannelSpatialSvd(Method):
         self.channel, self.spatial = ChannelSvd(side), SpatialSvd(order)
 
     @property
+    def kind(self) -> str:
+        """Each side by itself, as in `ChannelSvd`, in either order of the axes."""
+        return f"{self.name}/{self.channel.variant}"
+
+    @property
     def core_place(self) -> int:
         """Which of the two steps of the channel SVD has the kernel."""
         return 1 if self.channel.variant == "input" else 0

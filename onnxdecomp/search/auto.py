@@ -33,7 +33,7 @@ SAME_DIVERGENCE = 1.05
 
 N_PROBES, N_PROBES_OF_LARGE = 3, 2
 """Options of each layer whose divergence is measured, and of models whose looks are long; and one more for
-every further method."""
+every further kind of method."""
 
 
 MARGIN = {"cuts": 1.15}
@@ -49,7 +49,7 @@ class Weighed:
     Args:
         layer: The layer.
         options: Its options, in the fit that serves the network best.
-        curves: How far the outputs move, over the error of an option, by name of the method.
+        curves: How far the outputs move, over the error of an option, by kind of the method.
     """
 
     layer: LayerOptions
@@ -144,7 +144,7 @@ def priced(weighed: Weighed, cost: Cost) -> list[Priced]:
 def _expected(weighed: Weighed, option: Option) -> float:
     """Return how far an option is expected to move the outputs, with its margin."""
     method = option.candidate.method
-    return weighed.curves[method.name](option.error) * MARGIN.get(method.league, 1.0)
+    return weighed.curves[method.kind](option.error) * MARGIN.get(method.league, 1.0)
 
 
 class Search:
