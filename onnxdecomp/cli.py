@@ -75,8 +75,8 @@ def convert(
     method: Annotated[
         str | None,
         typer.Option(
-            help="auto | svd | spatial-svd | channel-svd | channel-spatial-svd | tucker2 | tt | cp3 | cp4 "
-            "| NAME/VARIANT  [default: auto]"
+            help="auto | svd | spatial-svd | channel-svd | tucker2 | tt | cp3 | cp4 | NAME/VARIANT  "
+            "[default: auto]"
         ),
     ] = None,
     include: Annotated[

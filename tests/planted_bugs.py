@@ -11,7 +11,6 @@ from onnxdecomp.graph import emit
 from onnxdecomp.layer import Geometry, Layer, StepSpec
 from onnxdecomp.methods import find_methods
 from onnxdecomp.methods.base import Method
-from onnxdecomp.methods.channel_spatial_svd import ChannelSpatialAnalysis
 from onnxdecomp.methods.split import SplitAnalysis, SplitMethod
 from onnxdecomp.methods.tt import TensorTrain, TensorTrainAnalysis
 from onnxdecomp.methods.tucker2 import Tucker2, Tucker2Analysis
@@ -229,15 +228,6 @@ BUGS = (
     PlantedBug(
         "an error that forgets the middle cut", "tt", "plain", TensorTrainAnalysis, "error",
         lambda right: lambda self, ranks: right(self, (ranks[0], 10**6, ranks[2])),
-    ),
-    PlantedBug(
-        "an error that forgets the channels", "channel-spatial-svd/output-vertical-first", "plain",
-        ChannelSpatialAnalysis, "error",
-        lambda right: lambda self, ranks: (self.spectra[1].tail(ranks[1]) / self.spectra[1].energy) ** 0.5,
-    ),
-    PlantedBug(
-        "the basis at the other end", "channel-spatial-svd/input-vertical-first", "transposed strided",
-        ChannelSpatialAnalysis, "weights", _weights(lambda w: [*w[1:], w[0]]),
     ),
     PlantedBug(
         "half of the multiply-accumulates", "spatial-svd/vertical-first", "plain", StepSpec, "n_macs",

@@ -78,10 +78,6 @@ class Method(ABC):
     nested: ClassVar[bool] = True
     """True when one analysis gives spectra and the error at every rank; False when each rank is a solve."""
 
-    league: ClassVar[str] = "spectra"
-    """Before anything is fitted, methods of one league are compared by their errors: ``spectra`` give them
-    about as they are, ``cuts`` give bounds that add up several cuts, ``solves`` gain most by being fitted."""
-
     variant: str = ""
     """Which of several forms of the method this object is, such as ``vertical-first``."""
 
@@ -92,11 +88,6 @@ class Method(ABC):
     def full_name(self) -> str:
         """``name`` or ``name/variant``."""
         return f"{self.name}/{self.variant}" if self.variant else self.name
-
-    @property
-    def kind(self) -> str:
-        """Word for all forms of which the same error does about as much to a network: the name, as a rule."""
-        return self.name
 
     @abstractmethod
     def refusal(self, layer: Layer) -> str | None:

@@ -23,11 +23,6 @@ class ChannelSvd(SplitMethod):
     def __init__(self, side: str) -> None:
         self.variant = side
 
-    @property
-    def kind(self) -> str:
-        """Each side by itself: what is lost of inputs is lost to all outputs."""
-        return self.full_name
-
     def first_axes(self, layer: Layer) -> tuple[int, ...]:
         """Give all axes to the first step for the output side, none for the input side."""
         return tuple(range(len(layer.kernel))) if self.variant == "output" else ()

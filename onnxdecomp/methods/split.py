@@ -81,12 +81,6 @@ class SplitMethod(Method):
             return min(products, float(side) * layer.n_params) + projection
         return float(side) * layer.n_params + 9.0 * layer.group * side**3 + projection
 
-    def spectrum(self, layer: Layer, weight: FloatArray) -> Spectrum:
-        """Return what each rank cuts off, without the factors."""
-        values = [gram_svd.singular_values(matrix) for matrix in self.unfold(layer, weight)]
-        squares = np.sum(np.square(values), axis=0)
-        return Spectrum(self.matrix_shape(layer), np.sqrt(squares), float(np.sum(squares)))
-
     def unfold(self, layer: Layer, weight: FloatArray) -> FloatArray:
         """Return the matrices ``(G, O/G kb, I/G ka)`` of a weight, as a view where the order allows."""
         first, last = self.first_axes(layer), self.last_axes(layer)

@@ -33,7 +33,6 @@ class TensorTrain(Method):
 
     name: ClassVar[str] = "tt"
     rank_names: ClassVar[tuple[str, ...]] = ("R1", "R2", "R3")
-    league: ClassVar[str] = "cuts"
 
     def refusal(self, layer: Layer) -> str | None:
         """Refuse layers without two spatial axes to part, and those with a single channel on one side."""
@@ -110,7 +109,6 @@ class TensorTrainAnalysis(Analysis):
         A smaller core is a part of the largest one, so its cut loses no more.
         """
         in_rank, middle, out_rank = ranks
-        middle = min(middle, _middle_bound(self._layer, in_rank, out_rank))
         if not self._sides.energy:
             return 0.0
         lost = self._sides.lost_energy(out_rank, in_rank) + self._middle.tail(middle)

@@ -33,13 +33,7 @@ SAME_DIVERGENCE = 1.05
 
 N_PROBES, N_PROBES_OF_LARGE = 3, 2
 """Options of each layer whose divergence is measured, and of models whose looks are long; and one more for
-every further kind of method."""
-
-
-MARGIN = {"cuts": 1.15}
-"""What options of a league are expected to do counts this many times, so that they are taken only where they
-clearly gain: the curves of all are known from few probes, and of many options the one that is taken is most
-likely one that looks better than it is."""
+every further method."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Weighed:
     Args:
         layer: The layer.
         options: Its options, in the fit that serves the network best.
-        curves: How far the outputs move, over the error of an option, by kind of the method.
+        curves: How far the outputs move, over the error of an option, by name of the method.
     """
 
     layer: LayerOptions
@@ -137,14 +131,11 @@ def ballot(weighed: Weighed, cost: Cost) -> Ballot:
 
 def priced(weighed: Weighed, cost: Cost) -> list[Priced]:
     """Return what is replaced by each option of a layer, and what that costs and is expected to do."""
-    layer = weighed.layer
-    return [(layer.parts(one), Item(_expected(weighed, one), cost(layer, one))) for one in weighed.options]
-
-
-def _expected(weighed: Weighed, option: Option) -> float:
-    """Return how far an option is expected to move the outputs, with its margin."""
-    method = option.candidate.method
-    return weighed.curves[method.kind](option.error) * MARGIN.get(method.league, 1.0)
+    layer, curves = weighed.layer, weighed.curves
+    return [
+        (layer.parts(option), Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
+        for option in weighed.options
+    ]
 
 
 class Search:

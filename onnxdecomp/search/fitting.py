@@ -30,17 +30,13 @@ MAX_SOLVE_FLOPS = 6e10
 MIN_SOLVED_TAPS = 25
 """Kernels below this size are left to the closed forms in an automatic search: CP pays on large kernels."""
 
-MIN_CUT_CHANNELS = 64
-"""Layers with fewer channels on a side are left to chains of two steps in an automatic search: with a third
-one, ranks would be a block or two."""
-
 SLACK = 1.15
 """A candidate whose estimated error is above this many times the least at its cost is not looked at again.
-Methods are compared within their league: the estimate is made before steps are fitted together, by which some
-gain more, and at the same error of the layer some change the network's output more than others."""
+Methods with spectra and those that need a solve are compared among themselves: the estimate is made before
+steps are fitted together, by which CP gains more."""
 
-MAX_TIMED = {"spectra": 24, "solves": 24, "cuts": 12}
-"""Candidates of a layer that are timed, by league."""
+MAX_TIMED = 24
+"""Candidates of a layer with spectra, and without, that are timed."""
 
 MAX_HELD_BYTES = 2**28
 """What the layers that chains were made of last may take together."""
@@ -95,12 +91,9 @@ def spread(task: Task) -> list[Candidate] | str:
             candidate = within_budget(study, method, lambda c, s=share: _fits(study, c, s))  # type: ignore[misc]
             if candidate is not None and study.shrinks(candidate):
                 found[method.full_name, candidate.ranks] = candidate
-    kept = [
-        candidate
-        for league, most in MAX_TIMED.items()
-        for candidate in _promising([one for one in found.values() if one.method.league == league], most)
-    ]
-    return sorted(kept, key=_by_macs, reverse=True) or "no method makes it smaller"
+    nested = _promising([candidate for candidate in found.values() if candidate.method.nested])
+    solved = _promising([candidate for candidate in found.values() if not candidate.method.nested])
+    return sorted(nested + solved, key=_by_macs, reverse=True) or "no method makes it smaller"
 
 
 def fitted(tasks: Sequence[Task]) -> list[list[Fitted]]:
@@ -186,28 +179,24 @@ def _by_macs(candidate: Candidate) -> tuple[int, float]:
     return candidate.n_macs or 0, candidate.error
 
 
-def _promising(candidates: list[Candidate], most: int) -> list[Candidate]:
-    """Return the candidates that are not much worse than a smaller one, so many at most."""
+def _promising(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the candidates that are not much worse than a smaller one, so many as are timed."""
     kept: list[Candidate] = []
     least = float("inf")
     for candidate in sorted(candidates, key=_by_macs):
         if candidate.error <= SLACK * least:
             kept.append(candidate)
         least = min(least, candidate.error)
-    if len(kept) <= most:
+    if len(kept) <= MAX_TIMED:
         return kept
-    step = len(kept) / most
-    return [kept[int(index * step)] for index in range(most)]
+    step = len(kept) / MAX_TIMED
+    return [kept[int(index * step)] for index in range(MAX_TIMED)]
 
 
 def _shares(study: Study, method: Method) -> tuple[float, ...]:
-    layer = study.layer
-    is_narrow = min(layer.out_channels, layer.in_channels) < MIN_CUT_CHANNELS * layer.group
-    if method.league == "cuts" and is_narrow and not study.asked_for:
-        return ()
     if method.nested:
         return SHARES
-    if prod(layer.kernel) < MIN_SOLVED_TAPS and not study.asked_for:
+    if prod(study.layer.kernel) < MIN_SOLVED_TAPS and not study.asked_for:
         return ()
     return SOLVED_SHARES
 

@@ -22,7 +22,7 @@ from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Chain, FloatArray
 from onnxdecomp.ranks.study import Candidate, Measured
 from onnxdecomp.runtime.cache import canonical
-from onnxdecomp.search.fitting import MAX_TIMED, Fitted, Fitter, Task, fitted, spread
+from onnxdecomp.search.fitting import Fitted, Fitter, Task, fitted, spread
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.replacement import Made, Replacement
 from onnxdecomp.search.subject import Subject, name_of, recalled, told
@@ -44,9 +44,6 @@ MAX_OPTIONS, MAX_OPTIONS_OF_LARGE = 24, 12
 MIN_FITTED, MAX_FITTED_MACS = 6, 3e10
 """Candidates of a layer that are fitted: so many or three quarters of its options at the least, or as many as
 take this work, counted alike."""
-
-PART_OF_CUTS = 3
-"""One candidate more is fitted for so many, where chains with several cuts are among them."""
 
 TIMED_FOR_EACH = 2
 """Candidates that are timed for each that is fitted."""
@@ -241,17 +238,14 @@ def _timed(
     faster = [(c, m) for c, m in zip(candidates, timings, strict=True) if m.speedup_low > 1.0]
     faster.sort(key=lambda pair: (pair[1].chain_ms / pair[1].dense_ms, pair[0].error))
     kept: list[tuple[Candidate, Measured]] = []
-    least = dict.fromkeys(MAX_TIMED, float("inf"))
+    least = {True: float("inf"), False: float("inf")}  # by kind, as in `fitting.SLACK`
     for candidate, timing in faster:
-        if candidate.error < least[candidate.method.league]:
+        if candidate.error < least[candidate.method.nested]:
             kept.append((candidate, timing))
-            least[candidate.method.league] = candidate.error
+            least[candidate.method.nested] = candidate.error
     if not kept:
         return f"not faster: none of {len(candidates)} chains that were timed beats the layer"
-    cuts = [pair for pair in kept if pair[0].method.league == "cuts"]
-    others = [pair for pair in kept if pair[0].method.league != "cuts"]
-    chosen = [*_thinned(others, n_kept), *_thinned(cuts, n_kept // PART_OF_CUTS if others else n_kept)]
-    return Timed(subject, key, candidates, [pair for pair in kept if pair in chosen][::-1])
+    return Timed(subject, key, candidates, _thinned(kept, n_kept)[::-1])
 
 
 def _n_kept(layer: Layer, max_options: int) -> int:

@@ -70,28 +70,28 @@ def best_fit(layer: LayerOptions, diverge: Diverge) -> str:
 
 
 def curves_of(layer: LayerOptions, fit: str, diverge: Diverge, n_probes: int) -> Mapping[str, Curve]:
-    """Return a curve for each kind of method among the options of a fit.
+    """Return a curve for each method of the options of a fit, by its name.
 
-    The kind with the most options is measured at `n_probes` of them, every other one at one and grows like
+    The method with the most options is measured at `n_probes` of them, every other one at one and grows like
     that.
     """
     options = layer.options[fit]
     typical = typical_of(len(options))
     places: dict[str, list[int]] = {}
     for place, option in enumerate(options):
-        places.setdefault(option.candidate.method.kind, []).append(place)
+        places.setdefault(option.candidate.method.name, []).append(place)
     curves: dict[str, Curve] = {}
     slope = SLOPE
-    for kind, own in sorted(places.items(), key=lambda item: -len(item[1])):
+    for name, own in sorted(places.items(), key=lambda item: -len(item[1])):
         probed = _probed(own, typical, 1 if curves else n_probes)
         measured = [diverge(layer, options[place]) for place in probed]
-        curves[kind] = Curve([options[place].error for place in probed], measured, slope)
-        slope = curves[kind].measured_slope if len(curves) == 1 else slope
+        curves[name] = Curve([options[place].error for place in probed], measured, slope)
+        slope = curves[name].measured_slope if len(curves) == 1 else slope
     return curves
 
 
 def _probed(own: Sequence[int], typical: int, n_probes: int) -> list[int]:
-    """Return which places of one kind to measure: the typical one if it is there, both ends, quarters."""
+    """Return which places of one method to measure: the typical one if it is there, both ends, quarters."""
     n_own = len(own)
     first = own.index(typical) if typical in own else typical_of(n_own)
     wanted = [first, n_own - 1, 0, (3 * n_own) // 4, n_own // 4]

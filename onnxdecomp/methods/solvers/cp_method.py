@@ -47,7 +47,6 @@ class CpMethod(Method):
     """
 
     nested = False
-    league = "solves"
 
     def __init__(self, solver: Solver) -> None:
         self.solver = solver

@@ -148,13 +148,6 @@ def leading_subspace(matrix: FloatArray, rng: np.random.Generator, rank: int | N
     return Subspace(vectors, values, float(np.sum(np.square(values))))
 
 
-def singular_values(matrix: FloatArray) -> FloatArray:
-    """Return all singular values ``(s,)`` of a matrix, largest first: a third of the work of the vectors."""
-    if matrix.size <= SMALL_SIZE:
-        return np.asarray(np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False))
-    return np.asarray(np.sqrt(np.maximum(np.linalg.eigvalsh(gram(matrix))[::-1], 0.0)))
-
-
 def _sketch(matrix: FloatArray, rng: np.random.Generator, rank: int) -> Subspace:
     """Find `rank` vectors in the block Krylov space of a random start.
 
