@@ -8,7 +8,7 @@ it was not made on; where they disagree a weaker choice is taken.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
+from math import inf, isfinite
 
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.ranks.knapsack import choose
@@ -130,12 +130,16 @@ def ballot(weighed: Weighed, cost: Cost) -> Ballot:
 
 
 def priced(weighed: Weighed, cost: Cost) -> list[Priced]:
-    """Return what is replaced by each option of a layer, and what that costs and is expected to do."""
+    """Return what is replaced by each option of a layer, and what that costs and is expected to do.
+
+    Options that are expected to break the outputs are none.
+    """
     layer, curves = weighed.layer, weighed.curves
-    return [
+    found = [
         (layer.parts(option), Item(curves[option.candidate.method.name](option.error), cost(layer, option)))
         for option in weighed.options
     ]
+    return [(parts, item) for parts, item in found if isfinite(item.error)]
 
 
 class Search:

@@ -54,7 +54,7 @@ class Curve:
     def measured_slope(self) -> float:
         """Growth from the least error measured to the largest, in logarithms, as far as it is believed."""
         width = self._errors[-1] - self._errors[0]
-        if width <= 0:
+        if width <= 0 or not np.isfinite(self._divergences[-1]):  # some option breaks the outputs
             return self._slope
         return float(np.clip((self._divergences[-1] - self._divergences[0]) / width, *SLOPES))
 

@@ -7,8 +7,9 @@ import pytest
 from onnxdecomp.ranks.knapsack import Option as Item
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.search import auto
-from onnxdecomp.search.auto import Ballot, Search
+from onnxdecomp.search.auto import Ballot, Search, Weighed, priced
 from onnxdecomp.search.evidence import Proportion
+from onnxdecomp.search.sensitivity import Curve
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
 """Costs of the options of a layer."""
@@ -185,3 +186,14 @@ def test_where_looks_are_long_only_what_is_confirmed_is_recovered(monkeypatch):
     assert pick.recovered == ["helps"]
     assert recovered == ["helps"]
     assert trials.n_compared > 2
+
+
+def test_options_that_are_expected_to_break_the_outputs_are_none():
+    options = [
+        SimpleNamespace(error=error, candidate=SimpleNamespace(method=SimpleNamespace(name=name)))
+        for name, error in (("svd", 0.1), ("svd", 0.4), ("cp", 0.2))
+    ]
+    layer = SimpleNamespace(parts=lambda option: ((layer, option),))
+    curves = {"svd": Curve([0.1, 0.3], [0.01, float("inf")]), "cp": Curve([0.2], [float("inf")])}
+    left = priced(Weighed(layer, options, curves), lambda layer, option: 1.0)
+    assert [parts for parts, _ in left] == [layer.parts(options[0])]

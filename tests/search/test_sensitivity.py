@@ -71,6 +71,19 @@ def test_every_method_has_a_curve_of_its_own_and_a_lesser_one_the_slope_of_the_f
         assert curves[name](0.25) == pytest.approx(scale * 0.25**3, rel=0.1)
 
 
+@pytest.mark.parametrize("broken_from", [0.0, 0.25])
+def test_a_method_that_breaks_the_outputs_leaves_the_curves_of_others_alone(broken_from):
+    layer = options_of(("svd", 0.1), ("cp", 0.1), ("svd", 0.2), ("svd", 0.3), ("svd", 0.4), ("cp", 0.4))
+
+    def diverge(layer, option):
+        is_broken = option.candidate.method.name == "svd" and option.error > broken_from
+        return float("inf") if is_broken else option.error**2
+
+    curves = curves_of(layer, "fit", diverge, n_probes=3)
+    assert curves["svd"](0.4) == float("inf")
+    assert curves["cp"](0.25) == pytest.approx(0.25**2)
+
+
 def test_the_fit_is_chosen_at_an_option_in_the_cheaper_half():
     layer = cast(
         "LayerOptions",
