@@ -5,7 +5,7 @@ uncertain. A broken output, NaN or infinite where the original's is not, counts 
 drop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import inf, isfinite, nan, sqrt
@@ -75,14 +75,13 @@ class Judge:
     ) -> None:
         self._measure, self._reference, self._labels = measure, reference, labels
         self._alike = alike
-        self._built_in = METRICS.get(measure.name) is measure
-        is_choice = self._built_in and measure.name in CHOICES
+        self._built_in = _is_built_in(measure, METRICS)
         self._divergence = Divergence(
             reference,
             weights,
             as_classes=compares_classes(measure, reference),
-            up_to_factor=is_choice,
-            of_variance=self._built_in and measure.name == "r2",
+            up_to_factor=_is_built_in(measure, CHOICES),
+            of_variance=_is_built_in(measure, ("r2",)),
         )
         self.n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
         if not self.n_samples:
@@ -276,8 +275,12 @@ def default_metric(reference: Outputs, labels: Array | None) -> str:
 
 def compares_classes(measure: Metric, reference: Outputs) -> bool:
     """Tell whether a metric takes the first output for class scores."""
-    is_of_numbers = METRICS.get(measure.name) is measure and measure.name in NUMBERS
-    return not is_of_numbers and looks_like_class_scores(reference)
+    return not _is_built_in(measure, NUMBERS) and looks_like_class_scores(reference)
+
+
+def _is_built_in(measure: Metric, names: Collection[str]) -> bool:
+    """Tell whether a metric is one of these of ours, and not a function of the user's of the same name."""
+    return measure.name in names and METRICS.get(measure.name) is measure
 
 
 def _hardly_varies(rows: FloatArray) -> bool:
@@ -287,14 +290,18 @@ def _hardly_varies(rows: FloatArray) -> bool:
     return 0 < varies < LEAST_VARYING * power
 
 
-def doubt_of_default(reference: Outputs) -> str | None:
+def doubt_of_default(reference: Outputs, found: str) -> str | None:
     """Return what to say where `default_metric` may have taken for classes what is something else, or not.
 
     Numbers of which none is negative, and which are no probabilities, may be boxes of a detector; scores of
     which none stands out may be those of an unusual classifier.
+
+    Args:
+        reference: Outputs of the original, which came without labels.
+        found: The metric that `default_metric` returned for them.
     """
     (name, first), *_ = reference.items()
-    first, found = np.asarray(first), default_metric(reference, None)
+    first = np.asarray(first)
     if found in ("sqnr", "r2") and looks_like_class_scores(reference):
         return (
             f"Output '{name}' was taken for {first.shape[-1]} numbers, not for scores of as many classes: "

@@ -96,7 +96,8 @@ class Trials:
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
         self.metric: Metric = metric(metric_name or default_metric(reference, labels))
-        self.doubt = doubt_of_default(reference) if metric_name is None and labels is None else None
+        is_guessed = metric_name is None and labels is None
+        self.doubt = doubt_of_default(reference, self.metric.name) if is_guessed else None
         alike = self._halves_alike(reference)
         self._choose = Judge(self.metric, reference, labels, alike=alike[0])
         known = PROPORTIONS.get(self.metric.name)

@@ -478,23 +478,27 @@ def test_a_broken_output_is_another_answer():
 BOXES = np.abs(normal(4, 6, 20))
 
 
+def doubt_of(output) -> str | None:
+    return doubt_of_default({"y": output}, default_metric({"y": output}, None))
+
+
 @pytest.mark.parametrize(
     ("scores", "is_doubtful"),
     [(BOXES, True), (-BOXES, False), (BOXES / BOXES.sum(-1, keepdims=True), False), (BOXES[:, 0], False)],
     ids=["boxes", "logits", "probabilities", "one answer a sample"],
 )
 def test_what_may_be_boxes_is_said_to_be_taken_for_classes(scores, is_doubtful):
-    told = doubt_of_default({"y": scores})
+    told = doubt_of(scores)
     assert (told is not None) is is_doubtful
     assert not is_doubtful or "scores of 20 classes at 6 places" in told
 
 
 @pytest.mark.parametrize(("offset", "name"), [(0.0, "sqnr"), (3.0, "r2")])
 def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(offset, name):
-    told = doubt_of_default({"y": offset + 0.1 * normal(4, 20)})
+    told = doubt_of(offset + 0.1 * normal(4, 20))
     assert "20 numbers, not for scores of as many classes" in told
     assert f"{name} compares them" in told
-    assert doubt_of_default({"y": offset + 0.1 * normal(4, 20, 6, 6)}) is None
+    assert doubt_of(offset + 0.1 * normal(4, 20, 6, 6)) is None
 
 
 @pytest.mark.parametrize("name", ["cosine", "sqnr", "psnr", "r2"])
