@@ -22,9 +22,10 @@ from onnxdecomp.report.outcome import BeforeAfter
 from onnxdecomp.report.table import SHARES, count, plain_table
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import metric, outputs_over
-from onnxdecomp.runtime.judge import Judge, default_metric
+from onnxdecomp.runtime.judge import Judge
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.runtime.suited import default_metric
 from onnxdecomp.search.parts import load_evaluation
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.tune.settings import ALL, DECOMPOSED, Settings, configured

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from typing import Literal
 
 import numpy as np
 
@@ -31,13 +32,16 @@ class Metric:
         name: Its name on the command line.
         score: What computes it.
         needs_labels: Whether it compares with labels.
-        unit: What its numbers are counted in, for reports.
+        compares: What it compares of the first output: which entry is the highest, as a share of right ones,
+            or numbers, whatever they may look like. A function of the user's compares what it likes to.
+        is_mean: Whether it is a mean over samples, each of which has a score of its own.
     """
 
     name: str
     score: Score
     needs_labels: bool = False
-    unit: str = ""
+    compares: Literal["choices", "numbers", "anything"] = "anything"
+    is_mean: bool = False
 
 
 def metric(name: str) -> Metric:
@@ -202,12 +206,12 @@ def varying(rows: Array) -> Array:
 METRICS = {
     found.name: found
     for found in (
-        Metric("top1", top1, needs_labels=True, unit="share"),
-        Metric("agreement", agreement, unit="share"),
-        Metric("cosine", cosine),
-        Metric("psnr", psnr, unit="dB"),
-        Metric("sqnr", sqnr, unit="dB"),
-        Metric("r2", r2),
+        Metric("top1", top1, needs_labels=True, compares="choices", is_mean=True),
+        Metric("agreement", agreement, compares="choices", is_mean=True),
+        Metric("cosine", cosine, compares="numbers", is_mean=True),
+        Metric("psnr", psnr, compares="numbers"),
+        Metric("sqnr", sqnr, compares="numbers"),
+        Metric("r2", r2, compares="numbers"),
     )
 }
 

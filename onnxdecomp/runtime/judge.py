@@ -5,7 +5,6 @@ uncertain. A broken output, NaN or infinite where the original's is not, counts 
 drop.
 """
 
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import inf, isfinite, nan, sqrt
@@ -17,9 +16,6 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.beliefs import Beliefs
 from onnxdecomp.runtime.divergence import (
     Divergence,
-    are_class_scores,
-    are_embeddings,
-    are_probabilities,
     broken_rows,
     first_output,
     is_float,
@@ -28,24 +24,13 @@ from onnxdecomp.runtime.divergence import (
     noise_over_signal,
 )
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, Outputs, labels_missing, varying
+from onnxdecomp.runtime.evaluate import LIMIT_DB, Metric, Outputs, labels_missing, varying
 from onnxdecomp.runtime.margins import Margins
+from onnxdecomp.runtime.rows import Rows, part
 from onnxdecomp.runtime.session import Array
+from onnxdecomp.runtime.suited import compares_classes
 
 FloatArray = NDArray[np.float64]
-Rows = NDArray[np.int64]
-
-MEANS = ("top1", "agreement", "cosine")
-"""Metrics that are means over samples: each sample has a score of its own."""
-
-CHOICES = ("top1", "agreement")
-"""Metrics that ask for the highest score alone."""
-
-NUMBERS = ("cosine", "psnr", "sqnr", "r2")
-"""Metrics that compare outputs as numbers, whatever they may look like."""
-
-LEAST_VARYING = 0.5
-"""Share of the power of outputs that varies between samples, below which what does not is left out."""
 
 BLOCKS = 20
 """Blocks of samples, at most, that are left out in turn to see how much a score depends on them."""
@@ -75,13 +60,12 @@ class Judge:
     ) -> None:
         self._measure, self._reference, self._labels = measure, reference, labels
         self._alike = alike
-        self._built_in = _is_built_in(measure, METRICS)
         self._divergence = Divergence(
             reference,
             weights,
             as_classes=compares_classes(measure, reference),
-            up_to_factor=_is_built_in(measure, CHOICES),
-            of_variance=_is_built_in(measure, ("r2",)),
+            up_to_factor=measure.compares == "choices",
+            of_variance=measure.compares == "numbers" and measure.name == "r2",
         )
         self.n_samples = len(np.atleast_1d(np.asarray(first_output(reference))))
         if not self.n_samples:
@@ -93,7 +77,7 @@ class Judge:
             )
         if labels is None and measure.needs_labels:
             return
-        if self._built_in:
+        if measure.compares != "anything":
             _check_fit(measure, reference, labels)
         self._before = self._score(reference)
         if not isfinite(self._before):
@@ -104,7 +88,7 @@ class Judge:
     def drop(self, outputs: Outputs) -> Drop:
         """Return how much worse the outputs of a changed model are.
 
-        Means over samples (`MEANS`) have the paired standard error, for shares
+        Means over samples have the paired standard error, for shares
         ``sqrt((p10 + p01 - value**2) / n)`` with the shares p10 and p01 of samples that only one of the two
         gets right. That of psnr, sqnr and r2 is of the jackknife over samples, that of a function of the user
         of the jackknife over `BLOCKS` blocks.
@@ -117,7 +101,7 @@ class Judge:
         """
         if self._labels is None and self._measure.needs_labels:
             raise labels_missing(self._measure.name)
-        if not self._built_in:
+        if self._measure.compares == "anything":
             return self._drop_of_whole(outputs)
         (name, theirs), ours = next(iter(self._reference.items())), first_output(outputs)
         if np.shape(ours) != np.shape(theirs):
@@ -125,7 +109,7 @@ class Judge:
                 f"Output '{name}' has shape {np.shape(ours)}, that of the original {np.shape(theirs)}: "
                 f"metric {self._measure.name} compares them sample by sample."
             )
-        return self._drop_of_means(outputs) if self._measure.name in MEANS else self._drop_of_noise(outputs)
+        return self._drop_of_means(outputs) if self._measure.is_mean else self._drop_of_noise(outputs)
 
     def divergence(self, outputs: Outputs) -> float:
         """Return how far outputs are from the original's: see `Divergence`. Takes no labels."""
@@ -139,7 +123,7 @@ class Judge:
             float(self._scores_before.mean()),
             float(after.mean()),
             self.n_samples,
-            counted=self._measure.unit == "share",
+            counted=self._measure.compares == "choices",
         )
         if self._beliefs is not None:
             chosen = np.where(self._broken(outputs), -1, np.argmax(first_output(outputs), axis=1))
@@ -255,104 +239,6 @@ class Judge:
             ) from error
 
 
-def default_metric(reference: Outputs, labels: Array | None) -> str:
-    """Return the metric for users who name none.
-
-    That is ``top1`` with labels; else ``cosine`` where the first output is vectors of length 1, as embeddings
-    are; ``agreement`` where it looks like class scores, not always the same one of which stands out, or is
-    whole numbers, which are a choice themselves; else ``sqnr``, or ``r2`` where most of the output is the
-    same for all samples.
-    """
-    if labels is not None:
-        return "top1"
-    first = np.asarray(first_output(reference))
-    if looks_like_class_scores(reference) and are_embeddings(first):
-        return "cosine"
-    if first.dtype.kind in "biu" or are_class_scores(reference):
-        return "agreement"
-    return "r2" if is_float(first) and _hardly_varies(_rows(reference)) else "sqnr"
-
-
-def compares_classes(measure: Metric, reference: Outputs) -> bool:
-    """Tell whether a metric takes the first output for class scores."""
-    return not _is_built_in(measure, NUMBERS) and looks_like_class_scores(reference)
-
-
-def _is_built_in(measure: Metric, names: Collection[str]) -> bool:
-    """Tell whether a metric is one of these of ours, and not a function of the user's of the same name."""
-    return measure.name in names and METRICS.get(measure.name) is measure
-
-
-def _hardly_varies(rows: FloatArray) -> bool:
-    """Tell whether most of outputs ``(n, values)`` is the same for all samples, but not all of it."""
-    finite = rows[:, np.all(np.isfinite(rows), axis=0)]
-    varies, power = float(np.square(varying(finite)).sum()), float(np.square(finite).sum())
-    return 0 < varies < LEAST_VARYING * power
-
-
-def doubt_of_default(reference: Outputs, found: str) -> str | None:
-    """Return what to say where `default_metric` may have taken for classes what is something else, or not.
-
-    Numbers of which none is negative, and which are no probabilities, may be boxes of a detector; scores of
-    which none stands out may be those of an unusual classifier.
-
-    Args:
-        reference: Outputs of the original, which came without labels.
-        found: The metric that `default_metric` returned for them.
-    """
-    (name, first), *_ = reference.items()
-    first = np.asarray(first)
-    if found in ("sqnr", "r2") and looks_like_class_scores(reference):
-        return (
-            f"Output '{name}' was taken for {first.shape[-1]} numbers, not for scores of as many classes: "
-            f"none of them stands out, or always the same one. {found} compares them; if they are scores, "
-            "say --metric agreement."
-        )
-    if found != "agreement" or first.ndim != 3 or not is_float(first):
-        return None
-    if float(first.min()) < 0 or are_probabilities(first):
-        return None
-    _, n_places, n_classes = first.shape
-    return (
-        f"Output '{name}' was taken for scores of {n_classes} classes at {n_places} places, and agreement "
-        "asks which is the highest at each. If it is something else, as boxes of a detector are, say with "
-        "--metric how it is compared: sqnr, or a function of your own, package.module:function."
-    )
-
-
-def part(samples: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
-    """Return some of the samples: these rows of every array, in this order."""
-    return {name: np.asarray(array)[rows] for name, array in samples.items()}
-
-
-def split_rows(n: int, shares: Sequence[float], seed: int) -> list[Rows]:
-    """Draw disjoint parts of n samples.
-
-    Args:
-        n: Number of samples.
-        shares: Share of each part, above 0, together at most 1.
-        seed: The only source of chance.
-
-    Returns:
-        For each part its rows, rising. Every part has at least one where there are as many samples as
-        parts.
-
-    Raises:
-        ValueError: The shares are not shares.
-    """
-    wanted = n * np.asarray(shares, np.float64)
-    if not np.all(wanted >= 0) or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
-        raise ValueError(f"Shares {list(shares)} have to be above 0 and together at most 1.")
-    sizes = np.maximum(np.floor(wanted + 1e-9).astype(np.int64), 1)
-    while sizes.sum() > n:
-        spare = np.where(sizes > 1, n, 0) + sizes - wanted  # leave a part empty only when all have one
-        sizes[len(sizes) - 1 - int(np.argmax(spare[::-1]))] -= 1
-    while sizes.sum() < round(wanted.sum()):
-        sizes[int(np.argmax(wanted - sizes))] += 1
-    order = np.random.default_rng(seed).permutation(n)
-    return [np.sort(rows) for rows in np.split(order, np.cumsum(sizes))[: len(sizes)]]
-
-
 def is_choice(outputs: Outputs) -> bool:
     """Tell whether the first output has a score for each class and sample, ``(n, C)``."""
     return np.ndim(first_output(outputs)) == 2 and looks_like_class_scores(outputs)
@@ -372,12 +258,12 @@ def _check_fit(measure: Metric, outputs: Outputs, labels: Array | None) -> None:
             f"Output '{name}' is no tensor of numbers, which metric {measure.name} needs: name a function of "
             "your own, package.module:function."
         )
-    if measure.unit != "share" and not np.all(np.isfinite(np.asarray(first, np.float64))):
+    if measure.compares != "choices" and not np.all(np.isfinite(np.asarray(first, np.float64))):
         raise UsageError(
             f"Output '{name}' of the original has values that are NaN or infinite, which metric "
             f"{measure.name} cannot count with: try agreement."
         )
-    if measure.unit != "share" or first.ndim < 2 or not is_float(first):
+    if measure.compares != "choices" or first.ndim < 2 or not is_float(first):
         return
     n_classes = first.shape[2 if first.ndim == 3 else 1]
     if n_classes < 2:

@@ -8,9 +8,11 @@ import onnx
 from onnxdecomp.graph.find import Site
 from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.importance import draw
-from onnxdecomp.runtime.judge import Judge, compares_classes, part
+from onnxdecomp.runtime.judge import Judge
+from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.runtime.suffix import Suffix
+from onnxdecomp.runtime.suited import compares_classes
 from onnxdecomp.search.parts import Samples, batch_of, count
 
 

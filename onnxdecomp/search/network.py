@@ -294,7 +294,7 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
 def _coarseness(goal: Goal, trials: Trials) -> list[str]:
     """Return what to say when the budget is less than a single answer: luck then has a part in the choice."""
     n_answers, name = trials.n_answers, trials.metric.name
-    if not goal.max_drop or trials.metric.unit != "share" or n_answers * goal.max_drop >= 1:
+    if not goal.max_drop or trials.metric.compares != "choices" or n_answers * goal.max_drop >= 1:
         return []
     return [
         f"A single answer of {n_answers} is {1 / n_answers:.2g} of {name}, more than the budget of "

@@ -7,7 +7,7 @@ import onnx
 
 from onnxdecomp.config import Config
 from onnxdecomp.errors import TooFewSamplesError, UsageError
-from onnxdecomp.runtime.judge import part, split_rows
+from onnxdecomp.runtime.rows import part, split_rows
 from onnxdecomp.runtime.samples import LABELS, load_samples
 from onnxdecomp.runtime.session import Array
 

@@ -16,11 +16,13 @@ from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
-from onnxdecomp.runtime.judge import Judge, default_metric, doubt_of_default, is_choice, part
+from onnxdecomp.runtime.judge import Judge, is_choice
 from onnxdecomp.runtime.pairs import KnownOutputs
+from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.runtime.suited import default_metric, doubt_of_default
 from onnxdecomp.search.evidence import PROPORTIONS, Evidence, Proportion
 from onnxdecomp.search.looks import Looks
 from onnxdecomp.search.memory import Memory

@@ -11,7 +11,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.divergence import log_softmax
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, Metric, metric
-from onnxdecomp.runtime.judge import Judge, default_metric, doubt_of_default, part, split_rows
+from onnxdecomp.runtime.judge import Judge
 
 ROUNDING = 1e-12
 
@@ -333,89 +333,6 @@ def test_a_function_that_returns_no_number_is_refused(answer, said):
         Judge(Metric("own:score", lambda outputs, labels, reference: answer), {"y": normal(4, 3)}, None)
 
 
-@pytest.mark.parametrize(
-    ("output", "labels", "name"),
-    [
-        (normal(4, 3), np.zeros(4), "top1"),
-        (normal(4, 3), None, "agreement"),
-        (normal(4, 6, 3), None, "agreement"),
-        (normal(4, 8) / np.linalg.norm(normal(4, 8), axis=1, keepdims=True), None, "cosine"),
-        (np.eye(4, dtype=np.float32), None, "agreement"),
-        (np.arange(4), None, "agreement"),
-        (normal(4, 3, 8, 8), None, "sqnr"),
-        (normal(4, 1), None, "sqnr"),
-        (normal(4), None, "sqnr"),
-        (0.1 * normal(4, 8), None, "sqnr"),
-        (3 + 0.1 * normal(4, 8), None, "r2"),
-        (3 + 0.1 * normal(4, 1), None, "r2"),
-        ([3, 5, 2] + 0.5 * np.sin(np.arange(60)).reshape(20, 3), None, "r2"),
-        ([3, 5, 2] + 0.5 * np.sin(np.arange(12)).reshape(4, 3), None, "agreement"),
-        (3 + 0.1 * normal(4, 3, 8, 8), None, "r2"),
-        (np.ones((4, 1), np.float32), None, "sqnr"),
-        (np.eye(200, dtype=np.float32)[:4], None, "agreement"),
-        (np.array(["a", "b"]), None, "sqnr"),
-    ],
-)
-def test_the_metric_that_nobody_names_suits_labels_and_output(output, labels, name):
-    assert default_metric({"y": output}, labels) == name
-    if np.asarray(output).dtype.kind != "U":
-        assert judge(name, output, labels).drop({"y": output}).value == 0.0
-
-
-def test_a_part_has_the_same_rows_of_every_array():
-    samples = {"x": np.arange(10).reshape(5, 2), "labels": np.arange(5)}
-    found = part(samples, np.array([3, 1]))
-    np.testing.assert_array_equal(found["x"], [[6, 7], [2, 3]])
-    np.testing.assert_array_equal(found["labels"], [3, 1])
-
-
-SHARES = st.lists(st.floats(0.01, 1), min_size=1, max_size=6).map(
-    lambda raw: [share / max(sum(raw), 1) for share in raw]
-)
-
-
-@STEADY
-@given(st.integers(0, 300), SHARES, st.integers(0, 5))
-def test_parts_are_disjoint_rows_of_the_samples(n, shares, seed):
-    parts = split_rows(n, shares, seed)
-    rows = np.concatenate(parts)
-    assert len(parts) == len(shares)
-    assert len(np.unique(rows)) == len(rows)
-    assert set(rows) <= set(range(n))
-
-
-@STEADY
-@given(st.integers(0, 300), SHARES)
-def test_parts_are_as_large_as_their_shares_and_never_empty_without_need(n, shares):
-    sizes = [len(rows) for rows in split_rows(n, shares, 0)]
-    assert (min(sizes) >= 1) == (n >= len(shares))
-    assert all(size <= max(1, n * share + 1) for size, share in zip(sizes, shares, strict=True))
-    assert sum(sizes) >= min(n, round(n * sum(shares)))
-
-
-@STEADY
-@given(st.integers(3, 300))
-def test_shares_of_a_whole_use_every_sample(n):
-    parts = split_rows(n, (0.5, 0.25, 0.25), 1)
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
-
-
-def test_too_few_samples_go_to_the_first_parts():
-    assert [len(rows) for rows in split_rows(2, (0.5, 0.25, 0.25), 0)] == [1, 1, 0]
-
-
-def test_the_seed_alone_decides_on_the_parts():
-    first, again, other = (split_rows(100, (0.5, 0.5), seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(np.stack(first), np.stack(again))
-    assert not np.array_equal(np.stack(first), np.stack(other))
-
-
-@pytest.mark.parametrize("shares", [(0.5, 0.0), (0.7, 0.7), (-0.1, 0.5), (nan, 0.5)])
-def test_shares_that_are_none_are_refused(shares):
-    with pytest.raises(ValueError, match="Shares"):
-        split_rows(10, shares, 0)
-
-
 def test_parts_pooled_are_what_all_samples_together_show():
     rng = np.random.default_rng(3)
     labels, theirs = rng.integers(0, 5, 300), rng.standard_normal((300, 5))
@@ -473,32 +390,6 @@ def test_a_broken_output_is_another_answer():
     broken = reference.copy()
     broken[:10] = nan
     assert drop("agreement", broken, reference).smoothed == pytest.approx(0.25)
-
-
-BOXES = np.abs(normal(4, 6, 20))
-
-
-def doubt_of(output) -> str | None:
-    return doubt_of_default({"y": output}, default_metric({"y": output}, None))
-
-
-@pytest.mark.parametrize(
-    ("scores", "is_doubtful"),
-    [(BOXES, True), (-BOXES, False), (BOXES / BOXES.sum(-1, keepdims=True), False), (BOXES[:, 0], False)],
-    ids=["boxes", "logits", "probabilities", "one answer a sample"],
-)
-def test_what_may_be_boxes_is_said_to_be_taken_for_classes(scores, is_doubtful):
-    told = doubt_of(scores)
-    assert (told is not None) is is_doubtful
-    assert not is_doubtful or "scores of 20 classes at 6 places" in told
-
-
-@pytest.mark.parametrize(("offset", "name"), [(0.0, "sqnr"), (3.0, "r2")])
-def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(offset, name):
-    told = doubt_of(offset + 0.1 * normal(4, 20))
-    assert "20 numbers, not for scores of as many classes" in told
-    assert f"{name} compares them" in told
-    assert doubt_of(offset + 0.1 * normal(4, 20, 6, 6)) is None
 
 
 @pytest.mark.parametrize("name", ["cosine", "sqnr", "psnr", "r2"])
