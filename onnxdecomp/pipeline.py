@@ -149,7 +149,7 @@ def _open_trials(
             raise
         report.notes.append(f"The weights alone decided, since {error}")
         return None
-    report.notes += [trials.doubt] if trials.doubt else []
+    report.notes += trials.notes
     return trials
 
 

@@ -155,6 +155,7 @@ class Accuracy:
         drop_by_margins: Of agreement, the drop told by the original's margins, with less noise than counted
             answers have; None of other metrics, and where there are no scores of classes.
         error_by_margins: Standard error of that.
+        output: Name of the output that loses most, of which all of this is; empty where one is compared.
     """
 
     metric: str
@@ -167,6 +168,7 @@ class Accuracy:
     n_samples: int
     drop_by_margins: float | None = None
     error_by_margins: float | None = None
+    output: str = ""
 
 
 @dataclass(frozen=True)

@@ -211,10 +211,11 @@ def _summary(report: Report) -> Table:
         _add_footprint(table, report.footprint, report.model["bytes"].before)
     if report.accuracy is not None:
         found = report.accuracy
-        table.add_row(found.metric, *_scores(found))
+        name = f"{found.metric} of {brief(found.output)}" if found.output else found.metric
+        table.add_row(name, *_scores(found))
         if found.drop_by_margins is not None and found.error_by_margins is not None:
             told = _change(found, found.drop_by_margins, found.error_by_margins)
-            table.add_row(f"{found.metric} by margins", "", "", told)
+            table.add_row(f"{name} by margins", "", "", told)
     if report.output_error is not None:
         table.add_row("output error", "", percent(report.output_error), "")
     return table

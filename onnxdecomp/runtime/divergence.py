@@ -27,6 +27,9 @@ LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 EVEN = 0.97
 """Entropy of scores over the most there could be, above which none of them stands out."""
 
+NEARLY_ALWAYS = 0.9
+"""Share of rows of which the same entry is the highest, above which that says little."""
+
 MIN_TELLING_ROWS, MAX_TELLING_ROWS = 16, 4096
 """Rows that tell whether numbers are scores, at the least and at the most."""
 
@@ -185,18 +188,19 @@ def are_class_scores(outputs: Outputs) -> bool:
 
 
 def are_plain_numbers(scores: Array) -> bool:
-    """Tell whether numbers along the last axis are hardly scores of classes.
+    """Tell whether numbers along the last axis had better not be compared by which of them is the highest.
 
-    They are no probabilities, and none of them stands out, or always the same one. Scores of a trained
-    classifier are not so even, unless they are too small for a softmax; coordinates, levels of a signal and
-    masks are. Of ratings one may be the highest for all samples.
+    That is nearly always the same one, as of ratings, or of what detects something at few of many places: to
+    say so always would be right most of the time. Or they are no probabilities, and none stands out: scores
+    of a trained classifier are not so even, unless they are too small for a softmax; coordinates, levels of a
+    signal and masks are.
     """
-    if are_probabilities(scores):
-        return False
     every = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
     rows = np.asarray(every[_drawn(len(every), MAX_TELLING_ROWS)], np.float64)
-    if len(rows) >= MIN_TELLING_ROWS and np.ptp(np.argmax(rows, axis=1)) == 0:
+    if len(rows) >= MIN_TELLING_ROWS and _most_frequent(np.argmax(rows, axis=1)) >= NEARLY_ALWAYS:
         return True
+    if are_probabilities(scores):
+        return False
     logs = log_softmax(rows)
     entropy = -np.sum(np.exp(logs) * np.where(np.isfinite(logs), logs, 0.0), axis=-1)
     return bool(entropy.mean() > EVEN * np.log(rows.shape[1]))
@@ -224,6 +228,11 @@ def _rows_of(outputs: Outputs) -> Array:
     """Return the class scores of all samples and steps, ``(n steps, C)``."""
     scores = first_output(outputs)
     return scores.reshape(-1, scores.shape[-1])
+
+
+def _most_frequent(chosen: NDArray[np.intp]) -> float:
+    """Return the share of the most frequent of some numbers."""
+    return float(np.bincount(chosen).max()) / len(chosen)
 
 
 def _drawn(n_rows: int, n_wanted: int) -> Rows:

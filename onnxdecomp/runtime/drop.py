@@ -24,6 +24,7 @@ class Drop:
             believes of the classes (`Beliefs`), or by its margins (`Margins`). None where there is none.
         smoothed_error: Standard error of that over the choice of the samples.
         is_ceiling: True where that is somewhat too high, and so may only say that less is lost than counted.
+        output: Name of the output that this is of, where several are compared.
     """
 
     value: float
@@ -35,6 +36,7 @@ class Drop:
     smoothed: float | None = None
     smoothed_error: float = 0.0
     is_ceiling: bool = False
+    output: str = ""
 
     @property
     def bound(self) -> float:
@@ -58,6 +60,8 @@ class Drop:
         if self.smoothed is None or not (isfinite(value) and isfinite(error)):
             return value, error
         doubt = hypot(self.smoothed_error, SMOOTHING_DOUBT * self.smoothed)
+        if value == 0.0 and not self.is_ceiling:
+            doubt = max(doubt, self.n_samples**-2)  # no pair of a margin and a movement says that one changes
         if not (error > 0 and doubt > 0):
             return value, error
         own, theirs = error**-2, doubt**-2
@@ -87,7 +91,10 @@ class Drop:
         return self.value + z * max(self.standard_error, self._error_with_two_more if self.counted else 0.0)
 
     def pooled(self, other: "Drop") -> "Drop":
-        """Return the drop over these samples and those of another part of the data together."""
+        """Return the drop over these samples and those of another part of the data together.
+
+        Where it is of another output there, no output loses more over all samples.
+        """
         n = self.n_samples + other.n_samples
         own, theirs = self.n_samples / n, other.n_samples / n
         smoothed = None
@@ -103,6 +110,7 @@ class Drop:
             smoothed,
             hypot(own * self.smoothed_error, theirs * other.smoothed_error),
             self.is_ceiling,
+            self.output,
         )
 
     @property

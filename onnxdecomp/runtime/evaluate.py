@@ -1,6 +1,6 @@
 """How good a model's outputs are: one number per model, higher is better."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
 from onnxdecomp.runtime.in_order import in_order
-from onnxdecomp.runtime.samples import LABELS, batches, load_function
+from onnxdecomp.runtime.rows import by_sample
+from onnxdecomp.runtime.samples import LABELS, batches, load_function, n_batched
 from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
 
 Outputs = Mapping[str, Array]
@@ -87,7 +88,10 @@ def labels_missing(name: str) -> UsageError:
 def outputs_over(
     model: Model, samples: Mapping[str, Array], *, threads: int = 1, batch: int = BATCH, jobs: int = 1
 ) -> dict[str, Array]:
-    """Run a model on every sample and return its outputs, joined along axis 0.
+    """Run a model on every sample and return its outputs, joined along axis 0, the axis of the samples.
+
+    The first output has to allow that; others that do not are left out. Where an output has several rows for
+    each sample, as a model for a single one may have for its places, these become an axis of their own.
 
     The batches are the same for any number of jobs, so the outputs are too, bit for bit. Those of other
     threads or other batches may differ in the last bits.
@@ -101,11 +105,12 @@ def outputs_over(
 
     Raises:
         UsageError: There are too few samples.
-        ModelError: onnxruntime cannot run the model on them, or an output has no axis to join along.
+        ModelError: onnxruntime cannot run the model on them, or its first output has no axis to join along.
     """
     session = open_session(model, threads=threads)
-    parts = list(in_order(partial(run, session), batches(samples, read_proto(model), batch), jobs))
-    return {name: joined(name, [part[name] for part in parts]) for name in parts[0]}
+    proto = read_proto(model)
+    parts = list(in_order(partial(run, session), batches(samples, proto, batch), jobs))
+    return all_joined(parts, n_batched(samples, proto))
 
 
 def evaluate(
@@ -244,6 +249,26 @@ def _decibels(signal: float, noise: float) -> float:
     return min(LIMIT_DB, 10.0 * float(np.log10(signal / noise))) if signal > 0 else -LIMIT_DB
 
 
+def all_joined(parts: Sequence[Outputs], n_samples: int | None) -> dict[str, Array]:
+    """Return outputs of several runs, joined as `outputs_over` returns them.
+
+    Args:
+        parts: Of each run.
+        n_samples: Samples of all runs together; None where rows are no samples.
+
+    Raises:
+        ModelError: The shapes of the first do not allow it.
+    """
+    first, *others = parts[0]
+    found = {first: joined(first, [part[first] for part in parts])}
+    for name in others:
+        try:
+            found[name] = joined(name, [part[name] for part in parts])
+        except ModelError:
+            continue
+    return found if n_samples is None else by_sample(found, n_samples)
+
+
 def joined(name: str, parts: list[Array]) -> Array:
     """Return the parts of output `name` joined along axis 0.
 
@@ -253,7 +278,7 @@ def joined(name: str, parts: list[Array]) -> Array:
     if len(parts) == 1:
         return parts[0]
     try:
-        return np.concatenate(parts)
+        return np.concatenate([np.atleast_1d(part) if np.ndim(part) == 0 else part for part in parts])
     except ValueError as error:
         shapes = ", ".join(list(dict.fromkeys(str(np.shape(part)) for part in parts))[:3])
         raise ModelError(

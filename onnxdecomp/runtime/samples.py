@@ -87,21 +87,44 @@ def batches(
         UsageError: There are fewer samples than the model's fixed batch.
     """
     specs = input_specs(model)
-    lengths = {np.shape(samples[name])[:1] for name in specs}
-    if len(lengths) != 1 or lengths == {()}:
+    n_samples = n_batched(samples, model)
+    if n_samples is None:
         yield {name: samples[name] for name in specs}
         return
-    ((n_samples,),) = lengths
-    whole = {name for name, spec in specs.items() if samples[name].ndim > len(spec.shape)}
-    fixed = {spec.shape[0] for spec in specs.values() if spec.shape and isinstance(spec.shape[0], int)}
-    step = 1 if whole else int(max(fixed, default=size, key=int))
-    if fixed and n_samples < step:
-        raise UsageError(f"The model takes batches of {step} samples and there are {n_samples}.")
+    whole, fixed = _whole(samples, specs), _fixed_batch(specs)
+    step = 1 if whole else fixed or size
     for start in range(0, n_samples, step):
-        if not (fixed and not whole and start + step > n_samples):
-            yield {
-                n: samples[n][start, ...] if n in whole else samples[n][start : start + step] for n in specs
-            }
+        yield {n: samples[n][start, ...] if n in whole else samples[n][start : start + step] for n in specs}
+
+
+def n_batched(samples: Mapping[str, Array], model: onnx.ModelProto) -> int | None:
+    """Return how many samples `batches` yields; None where arrays have different lengths.
+
+    Raises:
+        UsageError: There are fewer samples than the model's fixed batch.
+    """
+    specs = input_specs(model)
+    lengths = {len(samples[name]) if np.ndim(samples[name]) else None for name in specs}
+    n_samples = lengths.pop() if len(lengths) == 1 else None
+    if n_samples is None:
+        return None
+    fixed = _fixed_batch(specs)
+    if _whole(samples, specs) or not fixed:
+        return n_samples
+    if n_samples < fixed:
+        raise UsageError(f"The model takes batches of {fixed} samples and there are {n_samples}.")
+    return n_samples // fixed * fixed
+
+
+def _whole(samples: Mapping[str, Array], specs: Mapping[str, InputSpec]) -> set[str]:
+    """Return the inputs that take one entry of their array as it is."""
+    return {name for name, spec in specs.items() if samples[name].ndim > len(spec.shape)}
+
+
+def _fixed_batch(specs: Mapping[str, InputSpec]) -> int:
+    """Return the size of the batch that a model is fixed to, 0 where it is not."""
+    sizes = (spec.shape[0] for spec in specs.values() if spec.shape)
+    return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
 def load_function(reference: str) -> Any:

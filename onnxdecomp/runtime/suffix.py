@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 
 from onnxdecomp.graph.names import reads
-from onnxdecomp.runtime.evaluate import Outputs, joined
+from onnxdecomp.runtime.evaluate import Outputs, all_joined
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import Between, open_between, open_outputs, varying
-from onnxdecomp.runtime.samples import batches
+from onnxdecomp.runtime.samples import batches, n_batched
 from onnxdecomp.runtime.session import Array, Feeds, run
 
 MAX_BYTES = 1 << 29
@@ -34,6 +34,7 @@ class Suffix:
         outputs: Outputs of the model that it makes.
         others: The other outputs, on all samples.
         order: All outputs in the order of the model.
+        n_samples: Samples; None where rows are no samples.
     """
 
     proto: onnx.ModelProto
@@ -42,6 +43,7 @@ class Suffix:
     outputs: tuple[str, ...]
     others: Mapping[str, Array]
     order: tuple[str, ...]
+    n_samples: int | None = None
     _behind: Between | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -64,7 +66,7 @@ class Suffix:
             proto: The model, all of its weights inside.
             tensors: Outputs of the nodes that will be replaced by others with the same inputs.
             samples: As `load_samples` returns them, without labels.
-            reference: The model's outputs on them.
+            reference: The model's outputs on them that are asked for.
             ends: What those others make, if that is not the same tensors.
             batch: Samples run at once where the model allows it.
             jobs: Batches run side by side.
@@ -77,7 +79,7 @@ class Suffix:
         """
         names, changed = _frontier(proto.graph, tensors)
         order = tuple(output.name for output in proto.graph.output)
-        outputs = tuple(name for name in order if name in changed)
+        outputs = tuple(name for name in order if name in changed and name in reference)
         if not names or not outputs:
             return None
         made = None if start is None else start._run_on(proto, names, jobs)
@@ -93,8 +95,9 @@ class Suffix:
             if size_bytes > max_bytes:
                 return None
             kept.append(found)
-        others = {name: reference[name] for name in order if name not in changed}
-        return cls(proto, tuple(ends or tensors), kept, outputs, others, order)
+        others = {name: array for name, array in reference.items() if name not in changed}
+        n_samples = n_batched(samples, proto) if start is None else start.n_samples
+        return cls(proto, tuple(ends or tensors), kept, outputs, others, order, n_samples)
 
     def run(self, proto: onnx.ModelProto, jobs: int = 1) -> Outputs:
         """Return the outputs, on all samples, of a model that differs only between the frontier and the ends.
@@ -114,8 +117,8 @@ class Suffix:
             behind = self._behind = open_between(self.proto, several, self.outputs)
         assert behind is not None
         parts = list(in_order(lambda feed: behind(changed(feed)), self.frontier, jobs))
-        made = {name: joined(name, [part[name] for part in parts]) for name in self.outputs}
-        return {name: made[name] if name in made else self.others[name] for name in self.order}
+        found = {**self.others, **all_joined(parts, self.n_samples)}
+        return {name: found[name] for name in self.order if name in found}
 
     def _run_on(self, proto: onnx.ModelProto, names: Sequence[str], jobs: int) -> Iterable[Feeds] | None:
         """Return tensors of the original, batch by batch, made of what was kept; None if they need more."""

@@ -1,6 +1,6 @@
 """Looks at a model: how far the outputs move, on a few samples, where some of its layers become others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -8,7 +8,7 @@ import onnx
 from onnxdecomp.graph.find import Site
 from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.importance import draw
-from onnxdecomp.runtime.judge import Judge
+from onnxdecomp.runtime.jury import Jury
 from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.runtime.suffix import Suffix
@@ -21,7 +21,7 @@ class Looks:
 
     Args:
         original: The model; its weights may be in files.
-        metric: What the outputs are compared for.
+        metrics: By what each output is compared.
         samples: What is drawn from, without labels.
         reference: The original's outputs on those.
         n_drawn: Samples to draw; all of them where there are no more.
@@ -32,7 +32,7 @@ class Looks:
     def __init__(
         self,
         original: onnx.ModelProto,
-        metric: Metric,
+        metrics: Mapping[str, Metric],
         samples: Samples,
         reference: Outputs,
         n_drawn: int,
@@ -40,11 +40,13 @@ class Looks:
         jobs: int = 1,
         seed: int = 0,
     ) -> None:
-        drawn = draw(reference, n_drawn, seed, as_classes=compares_classes(metric, reference))
-        self._original, self._metric, self._jobs = original, metric, jobs
+        (measure, *others) = metrics.values()
+        as_classes = not others and compares_classes(measure, reference)
+        drawn = draw(reference, n_drawn, seed, as_classes=as_classes)
+        self._original, self._metrics, self._jobs = original, metrics, jobs
         self._samples, self._weights = part(samples, drawn.rows), drawn.weights
         self._reference = {name: array[drawn.rows] for name, array in reference.items()}
-        self._judge = Judge(metric, self._reference, None, drawn.weights)
+        self._jury = Jury(metrics, self._reference, None, drawn.weights)
         self._suffix: tuple[frozenset[str], Suffix | None] = frozenset(), None
 
     @property
@@ -59,7 +61,7 @@ class Looks:
             model: The original with other nodes for some of its layers.
             sites: Where those are. Only what comes after them is run.
         """
-        return self._judge.divergence(self._outputs(model, sites))
+        return self._jury.divergence(self._outputs(model, sites))
 
     def release(self) -> None:
         """Let go of what was kept for the next look at the same layer, or one behind it."""
@@ -67,8 +69,8 @@ class Looks:
 
     def divergence_from(self, model: Model) -> Callable[[Model], float]:
         """Return what tells how far the outputs of other models are from this one's."""
-        judge = Judge(self._metric, self._run(model), None, self._weights)
-        return lambda other: judge.divergence(self._run(other))
+        jury = Jury(self._metrics, self._run(model), None, self._weights)
+        return lambda other: jury.divergence(self._run(other))
 
     def _outputs(self, model: Model, sites: Sequence[Site]) -> Outputs:
         if isinstance(model, Path) or any(site.place.scope.prefix for site in sites):

@@ -10,6 +10,7 @@ from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.ranks.fastest import Fastest
 from onnxdecomp.runtime.machine import channel_block
+from onnxdecomp.runtime.suited import described
 from onnxdecomp.search.auto import Ballot, Cost, Pick, Search, Weighed, ballot, priced, weighed
 from onnxdecomp.search.forms import Form, find_forms
 from onnxdecomp.search.goal import Goal, InPlaceCosts, cost_of, costs_in_place, counted
@@ -286,16 +287,17 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
         reached += "."
     return (
         f"This network has no low-rank slack at this budget: no choice that was tried loses at most "
-        f"{goal.max_drop:g} of {trials.metric.name}, standard error included, on {trials.parts.description}."
-        f"{reached} More samples or a larger --max-drop may help."
+        f"{goal.max_drop:g} of {described(trials.metrics)}, standard error included, on "
+        f"{trials.parts.description}.{reached} More samples or a larger --max-drop may help."
     )
 
 
 def _coarseness(goal: Goal, trials: Trials) -> list[str]:
     """Return what to say when the budget is less than a single answer: luck then has a part in the choice."""
-    n_answers, name = trials.n_answers, trials.metric.name
-    if not goal.max_drop or trials.metric.compares != "choices" or n_answers * goal.max_drop >= 1:
+    n_answers = trials.n_answers
+    if not goal.max_drop or n_answers is None or n_answers * goal.max_drop >= 1:
         return []
+    name = next(measure.name for measure in trials.metrics.values() if measure.compares == "choices")
     return [
         f"A single answer of {n_answers} is {1 / n_answers:.2g} of {name}, more than the budget of "
         f"{goal.max_drop:g}: only a model that loses none is taken. With more samples it may be faster."

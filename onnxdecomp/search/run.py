@@ -69,7 +69,7 @@ def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accurac
     searched = "auto" in (config.rank, config.cluster)
     budget = Goal.of(config).max_drop if searched else config.max_drop
     return Accuracy(
-        trials.metric.name,
+        trials.metrics[drop.output].name if drop.output else trials.metric_name,
         trials.parts.description,
         drop.before,
         drop.after,
@@ -79,6 +79,7 @@ def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accurac
         drop.n_samples,
         drop.smoothed if by_margins else None,
         drop.smoothed_error if by_margins else None,
+        drop.output,
     )
 
 

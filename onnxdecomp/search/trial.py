@@ -1,9 +1,8 @@
 """Rewrite a model with some chains and see what that does to its outputs."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -16,13 +15,14 @@ from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
-from onnxdecomp.runtime.judge import Judge, is_choice
+from onnxdecomp.runtime.judge import is_choice
+from onnxdecomp.runtime.jury import Jury
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.runtime.suited import default_metric, doubt_of_default
+from onnxdecomp.runtime.suited import notes_on, suited_metrics
 from onnxdecomp.search.evidence import PROPORTIONS, Evidence, Proportion
 from onnxdecomp.search.looks import Looks
 from onnxdecomp.search.memory import Memory
@@ -58,7 +58,7 @@ class Trials:
     Args:
         model: The model as it was read.
         parts: The samples.
-        metric_name: Name of the metric; None takes the one that suits labels and outputs.
+        metric_name: Name of the metric for the first output; None takes what suits labels and outputs.
         threads: Threads inside an operator where something is timed.
         memory: Keeps what was measured, for the next search of the same model on the same samples.
         n_macs: Multiply-accumulates of the original on one sample.
@@ -68,8 +68,11 @@ class Trials:
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
         proportion: What is lost at a divergence, about.
-        doubt: What to say where the metric that nobody named may not suit the outputs.
-        n_answers: Answers that a metric which counts them counts, on the smaller part of the samples.
+        metrics: By what each output is compared, by its name.
+        metric_name: The same on one line.
+        notes: What to say of that.
+        n_answers: Answers that a metric which counts them counts, on the smaller part of the samples; None
+            where none does.
         known_outputs: What layers of the original put out on the recovery samples.
         searched: Layers that may be replaced, if that is known: recovery runs batches in which the outputs of
             all of them fit, so that what is known of the original stays known for other choices.
@@ -97,19 +100,25 @@ class Trials:
         self.original: RuntimeModel = model.path or model.proto
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
-        self.metric: Metric = metric(metric_name or default_metric(reference, labels))
-        is_guessed = metric_name is None and labels is None
-        self.doubt = doubt_of_default(reference, self.metric.name) if is_guessed else None
+        first, *_ = reference
+        named = {first: metric(metric_name)} if metric_name else None
+        self.metrics: Mapping[str, Metric] = named or suited_metrics(reference, labels)
+        self.metric_name = " and ".join(sorted({measure.name for measure in self.metrics.values()}))
+        names = [output.name for output in model.proto.graph.output]
+        self.notes = notes_on(
+            self.metrics, names, reference, is_guessed=metric_name is None and labels is None
+        )
         alike = self._halves_alike(reference)
-        self._choose = Judge(self.metric, reference, labels, alike=alike[0])
-        known = PROPORTIONS.get(self.metric.name)
+        self._choose = Jury(self.metrics, reference, labels, alike=alike[0])
+        known = PROPORTIONS.get(self.metric_name) if len(self.metrics) == 1 else None
         self.proportion = known or Proportion()
         self._evidence = Evidence(known.growth if known else None)
-        if self.metric.name == "top1" and labels is not None:
+        if self.metric_name == "top1" and labels is not None:
             _check_labels(labels, reference, self._choose)
         unseen = self._original_outputs("confirm", parts.confirm)
-        self._confirm = Judge(self.metric, unseen, _labels(parts.confirm, unseen), alike=alike[1])
-        self.n_answers = min(_n_answers(reference), _n_answers(unseen))
+        self._confirm = Jury(self.metrics, unseen, _labels(parts.confirm, unseen), alike=alike[1])
+        counts = [jury.n_answers for jury in (self._choose, self._confirm)]
+        self.n_answers = min((n for n in counts if n is not None), default=None)
         n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
@@ -117,7 +126,7 @@ class Trials:
         n_rough = max(int(ROUGH_SHARE * n_few), min(MIN_ROUGH_SAMPLES, n_few))
         inputs = without_labels(parts.choose)
         self._looks, self._rough_looks = (
-            Looks(self._model.proto, self.metric, inputs, reference, n, jobs=jobs, seed=seed)
+            Looks(self._model.proto, self.metrics, inputs, reference, n, jobs=jobs, seed=seed)
             for n in (n_few, n_rough)
         )
         self.known_outputs = KnownOutputs()
@@ -207,7 +216,7 @@ class Trials:
             drop, divergence = self._measured(self.build(replaced))
             return {**asdict(drop), "divergence": divergence}
 
-        found: dict[str, Any] = dict(self.memory.number(f"looked-{self.metric.name}", replaced, measure))
+        found: dict[str, Any] = dict(self.memory.number(f"looked-{self.metric_name}", replaced, measure))
         divergence = found.pop("divergence")
         self._evidence.add(Drop(**found), divergence)
         return Drop(**found), divergence
@@ -233,7 +242,7 @@ class Trials:
         def measure() -> dict[str, Any]:
             return asdict(self._confirm.drop(self._run(model, self.parts.confirm)))
 
-        return Drop(**self.memory.number_of_model(f"drop-{self.metric.name}", model, measure))
+        return Drop(**self.memory.number_of_model(f"drop-{self.metric_name}", model, measure))
 
     def confirmed_with(self, replaced: Replacements) -> Drop:
         """Return the same of the model with some replacements, which is remembered."""
@@ -241,7 +250,7 @@ class Trials:
         def measure() -> dict[str, Any]:
             return asdict(self.confirmed(self.build(replaced)))
 
-        return Drop(**self.memory.number(f"drop-{self.metric.name}", replaced, measure))
+        return Drop(**self.memory.number(f"drop-{self.metric_name}", replaced, measure))
 
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
         batch = batch_of(samples)
@@ -252,7 +261,12 @@ class Trials:
 
         None where they say nothing of those.
         """
-        if not (self.metric.name == "agreement" and self.parts.are_alike and is_choice(reference)):
+        choices = [
+            name
+            for name, measure in self.metrics.items()
+            if measure.name == "agreement" and is_choice({name: reference[name]})
+        ]
+        if not (choices and self.parts.are_alike):
             return None, None
         outputs = self._original_outputs("fit", self.parts.fit)
         n = len(next(iter(outputs.values())))
@@ -274,23 +288,18 @@ class Trials:
             self.watch()
 
 
-def _n_answers(outputs: Outputs) -> int:
-    """Return how many classes the first output names, ``(n, ..., C)``: one a sample, or one a step of it."""
-    return prod(np.shape(next(iter(outputs.values())))[:-1])
-
-
 def _labels(samples: Samples, outputs: Outputs) -> Array | None:
     """Return the labels of the samples that were run: the last may not have filled a fixed batch."""
     labels = samples.get(LABELS)
     return None if labels is None else labels[: len(next(iter(outputs.values())))]
 
 
-def _check_labels(labels: Array, reference: Outputs, judge: Judge) -> None:
+def _check_labels(labels: Array, reference: Outputs, jury: Jury) -> None:
     """Refuse labels that are no classes, or that have nothing to do with what the original answers."""
     if labels.dtype.kind not in "iub":
         raise UsageError(f"The labels are {labels.dtype}: top1 takes the number of the class, an integer.")
     n_classes = int(np.shape(next(iter(reference.values())))[-1])
-    share = judge.drop(reference).before
+    share = jury.drop(reference).before
     if share <= 1 / n_classes:
         raise UsageError(
             f"The original gets {share:.1%} of the labels right, no more than chance with {n_classes} "

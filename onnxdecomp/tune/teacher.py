@@ -87,7 +87,7 @@ class Teacher:
         size_bytes = _size_bytes(found) / batch.n_samples * n_samples
         if rows_each and size_bytes <= KEPT_BYTES:
             kept = outputs_over(self._model, stored, threads=self._threads)
-            if all(len(kept[name]) == n_samples for name in self._names):
+            if all(len(kept.get(name, ())) == n_samples for name in self._names):
                 self._kept = {name: kept[name] for name in self._names}
 
 

@@ -143,6 +143,23 @@ def test_outputs_of_different_shapes_cannot_be_joined():
         outputs_over(model, {"x": normal(5)}, batch=3)
 
 
+def test_other_outputs_that_cannot_be_joined_are_left_out():
+    text = "g (float[N] x) => (float[N] z, float[?, N] y) { z = Neg(x) y = Reshape(x, row) }"
+    model = parse(text, {"row": np.array([1, -1])})
+    assert list(outputs_over(model, {"x": normal(5)}, batch=3)) == ["z"]
+
+
+def test_places_of_a_single_sample_are_no_samples():
+    text = """g (float[1, 6] x) => (float[3, 2] y, float z) {
+        y = Reshape(x, rows)
+        z = ReduceSum<keepdims=0>(x)
+    }"""
+    model, x = parse(text, {"rows": np.array([3, 2])}), normal(4, 6).astype(np.float32)
+    found = outputs_over(model, {"x": x})
+    np.testing.assert_array_equal(found["y"], x.reshape(4, 3, 2))
+    np.testing.assert_allclose(found["z"], x.sum(1), rtol=1e-5)
+
+
 def fails(outputs, labels, reference):
     return outputs["nothing"]
 

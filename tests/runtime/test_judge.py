@@ -346,6 +346,14 @@ def test_parts_pooled_are_what_all_samples_together_show():
     assert pooled.standard_error == pytest.approx(whole.standard_error, rel=0.02)
 
 
+def test_what_moves_no_answer_is_not_held_to_lose_more_than_what_moves_some():
+    scores = 3 * normal(32, 4)
+    bounds = [
+        drop("agreement", scores + level * normal(32, 4, seed=1), scores).bound for level in (1e-7, 0.05)
+    ]
+    assert 0 < bounds[0] < 0.001 < bounds[1] < 1 / 32
+
+
 def test_top1_of_scores_says_what_the_original_believes():
     reference, labels = 3 * normal(500, N_CLASSES), np.random.default_rng(1).integers(0, N_CLASSES, 500)
     changed = reference + normal(500, N_CLASSES, seed=2)

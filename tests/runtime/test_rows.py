@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.runtime.rows import part, split_rows
+from onnxdecomp.runtime.rows import by_sample, part, split_rows
 
 STEADY = settings(max_examples=50, deadline=None, derandomize=True)
 """The same cases in every run, and no failure because the machine is busy."""
@@ -63,3 +63,19 @@ def test_the_seed_alone_decides_on_the_parts():
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(ValueError, match="Shares"):
         split_rows(10, shares, 0)
+
+
+@STEADY
+@given(st.integers(1, 6), st.integers(1, 5), st.lists(st.integers(1, 3), max_size=2))
+def test_rows_of_one_sample_become_an_axis(n_samples, n_rows, rest):
+    joined = np.arange(n_samples * n_rows * np.prod(rest, dtype=int)).reshape(n_samples * n_rows, *rest)
+    found = by_sample({"y": joined}, n_samples)["y"]
+    assert found.shape == ((n_samples, *rest) if n_rows == 1 else (n_samples, n_rows, *rest))
+    np.testing.assert_array_equal(found.reshape(joined.shape), joined)
+    np.testing.assert_array_equal(by_sample({"y": found}, n_samples)["y"], found)
+
+
+def test_what_has_no_row_for_each_sample_is_left_out_unless_it_is_first():
+    anchors, scores = np.zeros((5, 4)), np.zeros((3, 2))
+    assert list(by_sample({"scores": scores, "anchors": anchors}, 3)) == ["scores"]
+    assert list(by_sample({"anchors": anchors, "scores": scores}, 3)) == ["anchors", "scores"]

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from onnxdecomp.runtime.evaluate import metric
+from onnxdecomp.runtime.evaluate import Metric, metric
 from onnxdecomp.runtime.judge import Judge
-from onnxdecomp.runtime.suited import default_metric, doubt_of_default
+from onnxdecomp.runtime.suited import default_metric, described, doubt_of_default, notes_on, suited_metrics
 
 
 def normal(*shape, seed=0):
@@ -63,3 +63,76 @@ def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(offset,
     assert "20 numbers, not for scores of as many classes" in told
     assert f"{name} compares them" in told
     assert doubt_of(offset + 0.1 * normal(4, 20, 6, 6)) is None
+
+
+def softmax(scores):
+    powers = np.exp(scores)
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def sparse(n_samples, n_places, share=0.05):
+    """Return probabilities of two classes, the second at few places."""
+    is_there = np.random.default_rng(4).random((n_samples, n_places)) < share
+    return softmax(np.stack([np.zeros(is_there.shape), np.where(is_there, 4.0, -6.0)], axis=-1))
+
+
+EMBEDDINGS = normal(20, 8) / np.linalg.norm(normal(20, 8), axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "names"),
+    [
+        ({"y": normal(20, 5)}, {"y": "agreement"}),
+        ({"y": normal(20, 5), "e": EMBEDDINGS}, {"y": "agreement", "e": "cosine"}),
+        ({"e": 3 + 0.1 * normal(20, 4), "y": np.arange(20)}, {"e": "r2", "y": "agreement"}),
+        ({"p": softmax(3 * normal(20, 30, 6)), "b": 3 * normal(20, 30, 4)}, {"p": "agreement", "b": "sqnr"}),
+        ({"l": 3 * normal(20, 30, 6), "b": 3 * normal(20, 31, 4)}, {"l": "agreement", "b": "agreement"}),
+        ({"p": sparse(20, 30), "b": 3 * normal(20, 30, 4)}, {"p": "r2", "b": "sqnr"}),
+        ({"y": normal(20, 5), "bad": np.full((20, 3), np.inf), "none": None}, {"y": "agreement"}),
+        ({"y": normal(20, 5), "text": np.array(["a"] * 20), "empty": np.zeros((20, 0))}, {"y": "agreement"}),
+    ],
+)
+def test_each_output_is_compared_by_what_suits_it(outputs, names):
+    found = suited_metrics(outputs, None)
+    assert {name: measure.name for name, measure in found.items()} == names
+
+
+def test_what_is_highest_nearly_everywhere_says_little():
+    """A detector that never finds anything would agree at 95 % of the places."""
+    assert default_metric({"y": sparse(20, 30)}, None) == "r2"
+    assert default_metric({"y": sparse(20, 30, share=0.4)}, None) == "agreement"
+
+
+def test_labels_are_those_of_the_first_output():
+    found = suited_metrics({"y": normal(4, 3), "z": normal(4, 3)}, np.zeros(4, np.int64))
+    assert {name: measure.name for name, measure in found.items()} == {"y": "top1"}
+
+
+OUTPUTS = {"y": normal(20, 5), "z": normal(20, 3, 4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "names", "is_guessed", "said"),
+    [
+        ({"y": "agreement", "z": "sqnr"}, ["y", "z"], True, "'y' by agreement, 'z' by sqnr"),
+        ({"y": "agreement"}, ["y", "n"], True, "What 'n' loses is not measured: there is no row"),
+        ({"y": "top1"}, ["y", "z"], False, "top1 looks at 'y' alone, the first output. What 'z' loses"),
+        ({"y": "top1"}, ["y"], False, None),
+        ({"y": "agreement"}, ["y"], True, None),
+    ],
+)
+def test_what_is_compared_by_what_is_said(metrics, names, is_guessed, said):
+    found = notes_on({k: metric(name) for k, name in metrics.items()}, names, OUTPUTS, is_guessed=is_guessed)
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_a_function_of_ones_own_sees_all_outputs():
+    assert notes_on({"y": Metric("own:f", lambda *_: 0.0)}, ["y", "z"], OUTPUTS, is_guessed=False) == []
+
+
+def test_many_outputs_are_not_all_named():
+    told = described({f"y{i}": metric("sqnr") for i in range(9)})
+    assert "'y3' by sqnr and 5 more" in told
+    assert "y4" not in told
+    assert described({"y": metric("sqnr")}) == "sqnr"

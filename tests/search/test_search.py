@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp import quantizing
 from onnxdecomp.config import STEPS, LayerRule
@@ -74,6 +75,38 @@ def test_the_choice_keeps_its_budget_on_samples_it_did_not_see(model, calibratio
         for path in (model, model.with_name("out.onnx"))
     ]
     assert np.sum(np.square(outputs[1] - outputs[0])) <= 0.02 * np.sum(np.square(outputs[0]))
+
+
+@pytest.fixture
+def two_outputs(tmp_path):
+    """A model whose second output is that of a convolution which the first has nothing to do with."""
+    proto = network()
+    weight = np.random.default_rng(5).standard_normal((32, 32, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w5"))
+    proto.graph.node.append(helper.make_node("Conv", ["r1", "w5"], ["z"], "conv5", pads=[1, 1, 1, 1]))
+    proto.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 32, 12, 12]))
+    path = tmp_path / "two.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def test_a_budget_is_kept_by_every_output(two_outputs, calibration):
+    report = search(two_outputs, calibration, max_drop=0.05)
+    assert report.decomposed
+    before, after = (
+        outputs_over(path, {"x": np.load(calibration)["x"]})["z"]
+        for path in (two_outputs, two_outputs.with_name("out.onnx"))
+    )
+    assert np.sum(np.square(after - before)) <= 0.08 * np.sum(np.square(before))
+    assert report.accuracy.drop <= 0.05
+    assert report.accuracy.output in ("y", "z")
+    assert any("Each output is compared by what seems to suit it" in note for note in report.notes)
+
+
+def test_a_metric_that_is_named_looks_at_the_first_output_and_says_so(two_outputs, calibration):
+    report = search(two_outputs, calibration, max_drop=0.05, metric="agreement")
+    assert report.accuracy.output == ""
+    assert any("agreement looks at 'y' alone, the first output. What 'z'" in note for note in report.notes)
 
 
 def test_a_larger_budget_gives_a_smaller_model(model, calibration):

@@ -1,0 +1,104 @@
+"""What a changed model loses in its outputs, each of which is compared by a metric of its own."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf, nan, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxdecomp.runtime.divergence import first_output
+from onnxdecomp.runtime.drop import Drop
+from onnxdecomp.runtime.evaluate import Metric, Outputs
+from onnxdecomp.runtime.judge import Judge
+from onnxdecomp.runtime.session import Array
+
+FloatArray = NDArray[np.float64]
+
+
+class Jury:
+    """Compares outputs of changed models with those of the original on one part of the data.
+
+    Of several outputs the one that loses most counts: a budget is kept by all of them or by none. How far
+    they move adds up.
+
+    Args:
+        metrics: The metric of each output that is compared. A single one gets all outputs, as a function of
+            the user's needs.
+        reference: Outputs of the original, samples on axis 0.
+        labels: As `Judge` takes them.
+        weights: As `Judge` takes them.
+        alike: As `Judge` takes them.
+
+    Raises:
+        UsageError: There are not as many labels as samples, or a metric does not fit its output.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        reference: Outputs,
+        labels: Array | None = None,
+        weights: FloatArray | None = None,
+        alike: Outputs | None = None,
+    ) -> None:
+        self._metrics, self._reference = metrics, reference
+        self._judges = {
+            name: Judge(
+                measure,
+                self._seen(name, reference),
+                labels,
+                weights,
+                None if alike is None else self._seen(name, alike),
+            )
+            for name, measure in metrics.items()
+        }
+
+    @property
+    def n_answers(self) -> int | None:
+        """How many classes are chosen where that is counted: one a sample, or one a step of it, at the least.
+
+        None where no metric counts choices.
+        """
+        counts = [
+            prod(np.shape(first_output(self._seen(name, self._reference)))[:-1])
+            for name, measure in self._metrics.items()
+            if measure.compares == "choices"
+        ]
+        return min(counts, default=None)
+
+    def drop(self, outputs: Outputs) -> Drop:
+        """Return how much worse the outputs of a changed model are: what the worst of them loses at the most.
+
+        Args:
+            outputs: On the same samples as the reference, in the same order.
+
+        Raises:
+            UsageError: A metric needs labels and there are none, or cannot compare these outputs.
+        """
+        drops = [self._drop(name, outputs) for name in self._metrics]
+        return max(drops, key=lambda drop: drop.bound)
+
+    def divergence(self, outputs: Outputs) -> float:
+        """Return how far outputs are from the original's: the sum over those that are compared."""
+        return sum(judge.divergence(self._seen(name, outputs)) for name, judge in self._judges.items())
+
+    def metric_of(self, drop: Drop) -> Metric:
+        """Return the metric that a drop was told by."""
+        return self._metrics[drop.output or next(iter(self._metrics))]
+
+    def _drop(self, name: str, outputs: Outputs) -> Drop:
+        judge = self._judges[name]
+        if len(self._judges) == 1:
+            return judge.drop(outputs)
+        if np.shape(outputs.get(name, ())) != np.shape(self._reference[name]):
+            return Drop(
+                inf, 0.0, nan, nan, judge.n_samples, output=name
+            )  # how many rows may depend on values
+        return replace(judge.drop({name: outputs[name]}), output=name)
+
+    def _seen(self, name: str, outputs: Outputs) -> Outputs:
+        """Return what the judge of an output is shown; nothing where there is no such output."""
+        if len(self._metrics) == 1:
+            return outputs
+        return {name: outputs[name]} if name in outputs else {}
