@@ -150,6 +150,13 @@ def convert(
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="Raise the model to this operator set first.")
     ] = None,
+    constant_weights: Annotated[
+        bool,
+        typer.Option(
+            "--constant-weights",
+            help="Weights that the model lists as inputs too are constants: no caller overrides them.",
+        ),
+    ] = False,
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -217,6 +224,7 @@ def convert(
         "cluster_scale": cluster_scale,
         "finetune": finetune,
         "opset": opset,
+        "constant_weights": constant_weights or None,
         "without": tuple(without) if without else None,
         "shapes": parse_shapes(shape) if shape else None,
         "verify": verify,

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from onnxdecomp.errors import UsageError, unknown_name
 
-FLAGS = ("allow_slower", "force", "int8")
+FLAGS = ("allow_slower", "constant_weights", "force", "int8")
 """Entries that are true or false."""
 
 TEXTS = (
@@ -116,6 +116,7 @@ class Config:
         finetune: Steps of training after decomposition, against the original on the calibration samples;
             rank ``auto`` decomposes further for it than the budget allows before. None trains nothing.
         opset: Operator set to raise the model to first; None leaves it.
+        constant_weights: Take weights that are listed as inputs too for constants, and list them no more.
         without: Steps of fitting to data that are left out: names of `STEPS`.
         shapes: Shape of a graph input by name, for inputs whose sizes the model leaves open.
         verify: How much is proved before the output is written.
@@ -153,6 +154,7 @@ class Config:
     cluster_scale: Scale = "none"
     finetune: int | None = None
     opset: int | None = None
+    constant_weights: bool = False
     without: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     verify: Verify = "model"

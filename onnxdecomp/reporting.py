@@ -123,4 +123,5 @@ def _nothing_changed(command: dict[str, Any]) -> str:
     """Return what is said when the output computes what the input does."""
     done = "decomposed" if command["cluster"] is None else "decomposed or clustered"
     opset = "" if command["opset"] is None else f" at operator set {command['opset']}"
-    return f"Nothing was {done}: the output is the original model{opset}."
+    constant = ", its weights constants" if command["constant_weights"] else ""
+    return f"Nothing was {done}: the output is the original model{opset}{constant}."

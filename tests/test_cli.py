@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from onnxdecomp.cli import _tracker, app
+from onnxdecomp.graph.names import as_input
 from tests.networks import network
 from tests.timers import even, in_place, measured
 
@@ -377,6 +378,21 @@ def test_a_recipe_may_cluster():
     assert result.exit_code == WRITTEN
     assert "4 weights clustered" in result.stdout
     assert onnx.load("out.onnx").opset_import[0].version == 18
+
+
+def test_weights_that_are_inputs_too_are_left_alone_unless_they_are_said_to_be_constant():
+    proto = onnx.load("in.onnx")
+    proto.graph.input.extend(as_input(tensor) for tensor in proto.graph.initializer)
+    onnx.save(proto, "listed.onnx")
+    kept = call("convert", "listed.onnx", "out.onnx", "--rank", "full", "--report", "kept.json")
+    assert "--constant-weights takes such weights for constants" in kept.stdout
+    assert onnx.load("out.onnx") == proto
+    result = call("convert", "listed.onnx", "out.onnx", "--rank", "full", "--constant-weights")
+    assert result.exit_code == WRITTEN
+    assert "layers decomposed" in result.stdout
+    assert "weights that were inputs too are constants, before as after" in result.stdout
+    assert [value.name for value in onnx.load("out.onnx").graph.input] == ["x"]
+    assert call("verify", "listed.onnx", "out.onnx", "--tolerance", "1e-3").exit_code == WRITTEN
 
 
 def test_the_package_runs_as_a_module():

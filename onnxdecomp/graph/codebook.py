@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxdecomp.graph.constant_weights import MAY_BE_OVERRIDDEN
 from onnxdecomp.graph.decode import bytes_per_element, decode
 from onnxdecomp.graph.draft import Draft
 from onnxdecomp.graph.external import tensor_bytes
@@ -96,7 +97,7 @@ class CodebookWriter:
         if old_ir and scope:
             return f"it stands in a body of a model of IR version {self._ir_version}"
         if not old_ir and any(value.name == name for value in graph.input):
-            return "it is also an input of the model, which a caller may override"
+            return MAY_BE_OVERRIDDEN
         size_bytes = tensor_bytes(constant.tensor)
         if size_bytes > self._limit_bytes:
             return (

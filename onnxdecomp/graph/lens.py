@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnxdecomp.graph.constant_weights import IR_WITH_DEFAULTS, MAY_BE_OVERRIDDEN
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.walk import walk
 
@@ -85,8 +86,9 @@ class Lens:
             scope = scope.parent
         if scope is None or values.tensor is not self._initializers[scope][tensor.name]:
             return f"the name '{tensor.name}' of its weight stands for two tensors"
-        if self.model.proto.ir_version >= 4 and any(i.name == tensor.name for i in scope.proto.input):
-            return f"its weight '{tensor.name}' is also an input of the model, which a caller may override"
+        is_default = self.model.proto.ir_version >= IR_WITH_DEFAULTS
+        if is_default and any(value.name == tensor.name for value in scope.proto.input):
+            return MAY_BE_OVERRIDDEN
         return scope, values.tensor
 
     def _add_scope(self, scope: Scope) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.constant_weights import overridable
 from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto, run
 
 Outputs = dict[str, Array]
@@ -225,7 +226,9 @@ def _interface_problems(original: Model, converted: Model) -> list[str]:
     before, after = read_proto(original).graph, read_proto(converted).graph
     problems = []
     for kind in ("input", "output"):
-        expected, got = getattr(before, kind), getattr(after, kind)
+        got = getattr(after, kind)
+        gone = overridable(before) - {value.name for value in got}  # a default that became a constant
+        expected = [value for value in getattr(before, kind) if kind == "output" or value.name not in gone]
         names, new_names = [v.name for v in expected], [v.name for v in got]
         if names != new_names:
             problems.append(f"The {kind}s are called {new_names} instead of {names}.")

@@ -137,7 +137,7 @@ class NetworkSearch:
         search = Search(self._ballots(cost_of(counted(self._config), in_place)), trials, steps, order)
         with watched(trials, self._track, "searching"):
             pick = _pick(search, goal, in_place.total_ms, self._config)
-            notes = [] if pick else [_no_slack(search, goal, trials)]
+            notes = [_no_slack(search, goal, trials)] if pick is None and self._targets else []
         notes += _coarseness(goal, trials)
         decisions = [(target, self._decided(target, pick)) for target in self._targets]
         return Searched(decisions, tuple(pick.recovered) if pick else (), notes)

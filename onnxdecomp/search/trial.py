@@ -14,7 +14,7 @@ from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.runtime.evaluate import Metric, Outputs, metric, outputs_over
+from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric, outputs_over
 from onnxdecomp.runtime.judge import is_choice
 from onnxdecomp.runtime.jury import Jury
 from onnxdecomp.runtime.pairs import KnownOutputs
@@ -103,6 +103,8 @@ class Trials:
         first, *_ = reference
         named = {first: metric(metric_name)} if metric_name else None
         self.metrics: Mapping[str, Metric] = named or suited_metrics(reference, labels)
+        if labels is None and any(measure.needs_labels for measure in self.metrics.values()):
+            raise labels_missing(str(metric_name))
         self.metric_name = " and ".join(sorted({measure.name for measure in self.metrics.values()}))
         names = [output.name for output in model.proto.graph.output]
         self.notes = notes_on(

@@ -338,7 +338,7 @@ def test_a_weight_that_a_caller_may_override_gets_a_reason() -> None:
     proto = parse(
         "g (float[5,4] x, float[4,6] w) => (float[5,6] y) { y = MatMul(x, w) }", {"w": normal(4, 6)}
     )
-    assert "a caller may override" in only_reason(proto)
+    assert "a caller may override: --constant-weights" in only_reason(proto)
 
 
 def test_a_gemm_older_than_opset_7_gets_a_reason() -> None:
