@@ -1,6 +1,7 @@
 """Reports, inspections and benchmarks as tables for a terminal."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -217,7 +218,8 @@ def _summary(report: Report) -> Table:
             told = _change(found, found.drop_by_margins, found.error_by_margins)
             table.add_row(f"{name} by margins", "", "", told)
     if report.output_error is not None:
-        table.add_row("output error", "", percent(report.output_error), "")
+        error = percent(report.output_error) if isfinite(report.output_error) else "of another shape"
+        table.add_row("output error", "", error, "")
     return table
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
 from onnxdecomp.runtime.in_order import in_order
+from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.rows import by_sample
 from onnxdecomp.runtime.samples import LABELS, batches, load_function, n_batched
 from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
@@ -86,12 +87,19 @@ def labels_missing(name: str) -> UsageError:
 
 
 def outputs_over(
-    model: Model, samples: Mapping[str, Array], *, threads: int = 1, batch: int = BATCH, jobs: int = 1
+    model: Model,
+    samples: Mapping[str, Array],
+    *,
+    names: Sequence[str] | None = None,
+    threads: int = 1,
+    batch: int = BATCH,
+    jobs: int = 1,
 ) -> dict[str, Array]:
     """Run a model on every sample and return its outputs, joined along axis 0, the axis of the samples.
 
     The first output has to allow that; others that do not are left out. Where an output has several rows for
-    each sample, as a model for a single one may have for its places, these become an axis of their own.
+    each sample, as a model for a single one may have for its places, these become an axis of their own. One
+    with any other number of rows says nothing of samples.
 
     The batches are the same for any number of jobs, so the outputs are too, bit for bit. Those of other
     threads or other batches may differ in the last bits.
@@ -99,15 +107,16 @@ def outputs_over(
     Args:
         model: The model or its path.
         samples: As `load_samples` returns them.
+        names: Tensors of the main graph to put out instead of the outputs.
         threads: Threads inside an operator.
         batch: Samples run at once where the model allows it.
         jobs: Batches run side by side; each takes the memory of one run.
 
     Raises:
         UsageError: There are too few samples.
-        ModelError: onnxruntime cannot run the model on them, or its first output has no axis to join along.
+        ModelError: onnxruntime cannot run the model on them, or its first output has no row for each sample.
     """
-    session = open_session(model, threads=threads)
+    session = open_session(model, threads=threads) if names is None else open_outputs(model, names)
     proto = read_proto(model)
     parts = list(in_order(partial(run, session), batches(samples, proto, batch), jobs))
     return all_joined(parts, n_batched(samples, proto))
@@ -266,7 +275,20 @@ def all_joined(parts: Sequence[Outputs], n_samples: int | None) -> dict[str, Arr
             found[name] = joined(name, [part[name] for part in parts])
         except ModelError:
             continue
-    return found if n_samples is None else by_sample(found, n_samples)
+    if n_samples is None:
+        return found
+    split = by_sample(found, n_samples)
+    if first not in split:
+        raise ModelError(
+            f"Output '{first}' has {_n_rows(found[first])} rows for {n_samples} samples, which says nothing "
+            "of single ones. Without --metric and labels what is counted in it is compared, where that is "
+            "known; without --calibration the weights alone decide."
+        )
+    return split
+
+
+def _n_rows(output: Array) -> int:
+    return len(output) if np.ndim(output) else 1
 
 
 def joined(name: str, parts: list[Array]) -> Array:

@@ -19,14 +19,14 @@ def by_sample(outputs: Mapping[str, Array], n_samples: int) -> dict[str, Array]:
     """Return outputs with samples on axis 0, ``(n_samples, ...)``.
 
     Where there are several rows for each sample, as of places of a single one, these become an axis of their
-    own. What has any other number of rows is left out; the first output never is.
+    own. What has any other number of rows is left out.
     """
     found = {}
     for name, array in outputs.items():
         n_rows = len(array) if np.ndim(array) else 1
         if n_samples and n_rows > n_samples and n_rows % n_samples == 0 and isinstance(array, np.ndarray):
             found[name] = array.reshape(n_samples, n_rows // n_samples, *array.shape[1:])
-        elif n_rows == n_samples or not found:
+        elif n_rows == n_samples:
             found[name] = array
     return found
 

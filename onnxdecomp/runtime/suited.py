@@ -1,7 +1,7 @@
 """Which metric suits the outputs of a model where nobody names one."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -24,12 +24,19 @@ MAX_NAMED = 4
 """Outputs that a sentence names, before it says how many more there are."""
 
 
-def suited_metrics(reference: Outputs, labels: Array | None) -> dict[str, Metric]:
+def suited_metrics(
+    reference: Outputs, labels: Array | None, numbers: Collection[str] = ()
+) -> dict[str, Metric]:
     """Return the metric of each output that is compared where nobody names one, by name of the output.
 
     With labels that is the first one alone; else all of them that are tensors of finite numbers, and the
     first whatever it is. Of several with rows for the same places, as detectors have them, only probabilities
     are taken for classes: the others may be boxes.
+
+    Args:
+        reference: Outputs of the original.
+        labels: Of the samples; None where there are none.
+        numbers: Outputs that are known to be no scores of classes.
     """
     (first, _), *_ = reference.items()
     if labels is not None:
@@ -39,7 +46,7 @@ def suited_metrics(reference: Outputs, labels: Array | None) -> dict[str, Metric
     found = {}
     for name, array in compared.items():
         at_places = np.ndim(array) == 3 and is_float(array) and places[np.shape(array)[1]] > 1
-        is_numbers = at_places and not are_probabilities(array)
+        is_numbers = name in numbers or (at_places and not are_probabilities(array))
         found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array}, None)]
     return found
 
@@ -75,18 +82,31 @@ def described(metrics: Mapping[str, Metric]) -> str:
 
 
 def notes_on(
-    metrics: Mapping[str, Metric], names: Sequence[str], reference: Outputs, *, is_guessed: bool
+    metrics: Mapping[str, Metric],
+    names: Sequence[str],
+    reference: Outputs,
+    *,
+    is_guessed: bool,
+    counted: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
     """Return what is to be said of how outputs are compared.
 
     Args:
         metrics: The metric of each output that is compared.
-        names: All outputs of the model.
+        names: All outputs of the model, or what stands for them.
         reference: Outputs of the original that can be compared.
         is_guessed: Whether nobody named a metric, and there are no labels.
+        counted: What stands for outputs with as many rows as something is found, by their names.
     """
     (first, measure), *others = metrics.items()
     found = []
+    if counted:
+        counts = [f"'{name}'" for name in counted]
+        made_of = list(dict.fromkeys(f"'{name}'" for names in counted.values() for name in names))
+        found.append(
+            f"{_listed(counts)}: as many rows as something is found. What it is found in is compared "
+            f"instead: {_listed(made_of)}."
+        )
     if others:
         found.append(
             "Each output is compared by what seems to suit it, and the one that loses most counts: "

@@ -9,6 +9,7 @@ from onnxdecomp.graph.find import Site
 from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.importance import draw
 from onnxdecomp.runtime.jury import Jury
+from onnxdecomp.runtime.outputs import with_outputs
 from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.runtime.suffix import Suffix
@@ -25,6 +26,7 @@ class Looks:
         samples: What is drawn from, without labels.
         reference: The original's outputs on those.
         n_drawn: Samples to draw; all of them where there are no more.
+        names: Tensors that are compared instead of the outputs.
         jobs: Batches run side by side.
         seed: Of the draw.
     """
@@ -37,13 +39,15 @@ class Looks:
         reference: Outputs,
         n_drawn: int,
         *,
+        names: Sequence[str] | None = None,
         jobs: int = 1,
         seed: int = 0,
     ) -> None:
         (measure, *others) = metrics.values()
         as_classes = not others and compares_classes(measure, reference)
         drawn = draw(reference, n_drawn, seed, as_classes=as_classes)
-        self._original, self._metrics, self._jobs = original, metrics, jobs
+        self._original = original if names is None else with_outputs(original, names)
+        self._metrics, self._names, self._jobs = metrics, names, jobs
         self._samples, self._weights = part(samples, drawn.rows), drawn.weights
         self._reference = {name: array[drawn.rows] for name, array in reference.items()}
         self._jury = Jury(metrics, self._reference, None, drawn.weights)
@@ -92,4 +96,5 @@ class Looks:
         return self._run(model) if suffix is None else suffix.run(model, self._jobs)
 
     def _run(self, model: Model) -> Outputs:
-        return outputs_over(model, self._samples, batch=batch_of(self._samples), jobs=self._jobs)
+        batch = batch_of(self._samples)
+        return outputs_over(model, self._samples, names=self._names, batch=batch, jobs=self._jobs)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -13,6 +14,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
+from onnxdecomp.runtime.counted import what_is_counted
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric, outputs_over
 from onnxdecomp.runtime.judge import is_choice
@@ -98,18 +100,21 @@ class Trials:
         self._model, self.threads, self.jobs = with_data_inside(model, MAX_INSIDE_BYTES), threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
+        is_guessed = metric_name is None and LABELS not in parts.choose
+        counted = what_is_counted(self.original) if is_guessed else {}
+        outputs = [output.name for output in model.proto.graph.output]
+        compared = list(dict.fromkeys(chain(*(counted.get(name, [name]) for name in outputs))))
+        self._names = compared if counted else None
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
         first, *_ = reference
         named = {first: metric(metric_name)} if metric_name else None
-        self.metrics: Mapping[str, Metric] = named or suited_metrics(reference, labels)
+        numbers = set(chain(*counted.values()))
+        self.metrics: Mapping[str, Metric] = named or suited_metrics(reference, labels, numbers)
         if labels is None and any(measure.needs_labels for measure in self.metrics.values()):
             raise labels_missing(str(metric_name))
         self.metric_name = " and ".join(sorted({measure.name for measure in self.metrics.values()}))
-        names = [output.name for output in model.proto.graph.output]
-        self.notes = notes_on(
-            self.metrics, names, reference, is_guessed=metric_name is None and labels is None
-        )
+        self.notes = notes_on(self.metrics, compared, reference, is_guessed=is_guessed, counted=counted)
         alike = self._halves_alike(reference)
         self._choose = Jury(self.metrics, reference, labels, alike=alike[0])
         known = PROPORTIONS.get(self.metric_name) if len(self.metrics) == 1 else None
@@ -128,7 +133,9 @@ class Trials:
         n_rough = max(int(ROUGH_SHARE * n_few), min(MIN_ROUGH_SAMPLES, n_few))
         inputs = without_labels(parts.choose)
         self._looks, self._rough_looks = (
-            Looks(self._model.proto, self.metrics, inputs, reference, n, jobs=jobs, seed=seed)
+            Looks(
+                self._model.proto, self.metrics, inputs, reference, n, names=self._names, jobs=jobs, seed=seed
+            )
             for n in (n_few, n_rough)
         )
         self.known_outputs = KnownOutputs()
@@ -255,8 +262,10 @@ class Trials:
         return Drop(**self.memory.number(f"drop-{self.metric_name}", replaced, measure))
 
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
-        batch = batch_of(samples)
-        return self.memory.outputs(f"{name}, {batch} at once", lambda: self._run(self.original, samples))
+        part = f"{name}, {batch_of(samples)} at once"
+        if self._names is not None:
+            part += f" of {', '.join(self._names)}"
+        return self.memory.outputs(part, lambda: self._run(self.original, samples))
 
     def _halves_alike(self, reference: Outputs) -> tuple[Outputs | None, Outputs | None]:
         """Return the original's outputs on the samples that are fitted to, half for each of the other parts.
@@ -280,7 +289,9 @@ class Trials:
         return self._choose.drop(outputs), self._choose.divergence(outputs)
 
     def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
-        outputs = outputs_over(model, without_labels(samples), batch=batch_of(samples), jobs=self.jobs)
+        outputs = outputs_over(
+            model, without_labels(samples), names=self._names, batch=batch_of(samples), jobs=self.jobs
+        )
         self.looked()
         return outputs
 

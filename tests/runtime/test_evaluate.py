@@ -160,6 +160,24 @@ def test_places_of_a_single_sample_are_no_samples():
     np.testing.assert_allclose(found["z"], x.sum(1), rtol=1e-5)
 
 
+def test_a_first_output_without_a_row_for_each_sample_says_what_to_do():
+    model = parse("g (float[N] x) => (int64[1, K] y) { y = NonZero(x) }")
+    transposed = parse("g (float[N] x) => (int64[K, 1] y) { i = NonZero(x) y = Transpose(i) }")
+    samples = {"x": np.array([1, 0, 2, 3, 0], np.float32)}
+    with pytest.raises(ModelError, match="'y' has 3 rows for 5 samples, which says nothing of single ones"):
+        outputs_over(transposed, samples, batch=2)
+    with pytest.raises(ModelError, match="'y' cannot be joined"):
+        outputs_over(model, samples, batch=2)
+
+
+def test_other_tensors_may_be_put_out_instead():
+    model = parse("g (float[N, 4] x) => (float[N, 4] y) { z = Neg(x) y = Abs(z) }")
+    x = normal(5, 4).astype(np.float32)
+    found = outputs_over(model, {"x": x}, names=["z"], batch=2)
+    assert list(found) == ["z"]
+    np.testing.assert_array_equal(found["z"], -x)
+
+
 def fails(outputs, labels, reference):
     return outputs["nothing"]
 

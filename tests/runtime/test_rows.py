@@ -75,7 +75,5 @@ def test_rows_of_one_sample_become_an_axis(n_samples, n_rows, rest):
     np.testing.assert_array_equal(by_sample({"y": found}, n_samples)["y"], found)
 
 
-def test_what_has_no_row_for_each_sample_is_left_out_unless_it_is_first():
-    anchors, scores = np.zeros((5, 4)), np.zeros((3, 2))
-    assert list(by_sample({"scores": scores, "anchors": anchors}, 3)) == ["scores"]
-    assert list(by_sample({"anchors": anchors, "scores": scores}, 3)) == ["anchors", "scores"]
+def test_what_has_no_row_for_each_sample_is_left_out():
+    assert list(by_sample({"scores": np.zeros((3, 2)), "anchors": np.zeros((5, 4))}, 3)) == ["scores"]

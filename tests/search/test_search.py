@@ -103,6 +103,23 @@ def test_a_budget_is_kept_by_every_output(two_outputs, calibration):
     assert any("Each output is compared by what seems to suit it" in note for note in report.notes)
 
 
+def test_of_what_is_counted_the_numbers_are_compared(tmp_path, calibration):
+    proto = network()
+    proto.graph.node.append(helper.make_node("Greater", ["y", "b2_mean"], ["is_large"], "threshold"))
+    proto.graph.node.append(helper.make_node("NonZero", ["is_large"], ["found"], "count"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "b2_mean"))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info("found", TensorProto.INT64, [2, "K"]))
+    onnx.save(proto, tmp_path / "counts.onnx")
+    report = search(tmp_path / "counts.onnx", calibration, max_drop=0.05)
+    assert report.decomposed
+    assert report.accuracy.metric in ("sqnr", "r2")
+    assert report.accuracy.drop <= 0.05
+    assert any("'found': as many rows as something is found" in note for note in report.notes)
+    with pytest.raises(ModelError, match=r"'found' .* says nothing of single ones|cannot be joined"):
+        search(tmp_path / "counts.onnx", calibration, max_drop=0.05, metric="agreement")
+
+
 def test_a_metric_that_is_named_looks_at_the_first_output_and_says_so(two_outputs, calibration):
     report = search(two_outputs, calibration, max_drop=0.05, metric="agreement")
     assert report.accuracy.output == ""
