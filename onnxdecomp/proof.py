@@ -24,7 +24,7 @@ EXACT_ERROR = 1e-4
 INT8_AGREEMENT = 0.1
 """Relative difference between optimizations off and on that is allowed to a model in INT8."""
 
-MODEL_TIMING_SECONDS = 20.0
+MODEL_TIMING_SECONDS = 6.0
 """Most time that the comparison of two models' latency takes."""
 
 VERIFIED_FEEDS = 4

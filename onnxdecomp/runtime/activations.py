@@ -36,6 +36,9 @@ from onnxdecomp.runtime.samples import batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
 from onnxdecomp.weights.moments import Moments, is_thin
 
+Seen = Callable[[Feeds], object]
+"""Takes some tensors of the model on one batch after the other."""
+
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps what is worked through, given what is being done, and shows how far that is."""
 
@@ -73,6 +76,8 @@ def gather_moments(
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     track: Track | None = None,
+    also: Sequence[str] = (),
+    seen: Seen | None = None,
 ) -> dict[str, Moments]:
     """Return the moments of the patches that layers meet on samples, by key of the layer.
 
@@ -90,6 +95,8 @@ def gather_moments(
         seed: Seed of the positions drawn.
         max_bytes: Limit of the sums of one pass; the samples are run as often as that takes.
         track: Shows progress over the batches of a pass.
+        also: Other tensors of the main graph that are wanted on these samples, in the order of these.
+        seen: Takes them.
 
     Returns:
         A `Moments` per layer, but for layers in bodies of other nodes, layers whose sums alone would take
@@ -99,8 +106,19 @@ def gather_moments(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot load the model or run it on the samples.
     """
-    streamed = stream_moments(model, groups, samples, jobs=jobs, seed=seed, max_bytes=max_bytes, track=track)
-    return dict(streamed)
+    return dict(
+        stream_moments(
+            model,
+            groups,
+            samples,
+            jobs=jobs,
+            seed=seed,
+            max_bytes=max_bytes,
+            track=track,
+            also=also,
+            seen=seen,
+        )
+    )
 
 
 def stream_moments(
@@ -113,6 +131,8 @@ def stream_moments(
     max_bytes: int = MAX_BYTES,
     track: Track | None = None,
     thin: bool = True,
+    also: Sequence[str] = (),
+    seen: Seen | None = None,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `gather_moments` returns, layer by layer; the sums of one pass are kept until the next.
 
@@ -122,7 +142,7 @@ def stream_moments(
     wide = {group.layer.key for group in groups if thin and is_thin(group.layer)}
     for members in _passes(groups, wide, n_samples_in(samples), max_bytes):
         names = [site.data for group in members for site in group.main_sites]
-        session = open_outputs(model, names)
+        session = open_outputs(model, [*names, *also])
         feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
         n_samples = sum(n_samples_in(feed) for feed in feeds)
         gathering = [_Gathering.of(group, seed, n_samples, thin=group.layer.key in wide) for group in members]
@@ -132,7 +152,10 @@ def stream_moments(
             for feed, tensors in zip(shown, batches_run, strict=True):
                 add = partial(_Gathering.add, tensors=tensors, n_samples=n_samples_in(feed))
                 deque(in_order(add, gathering, jobs), maxlen=0)
+                if seen and also:
+                    seen({name: tensors[name] for name in also})
         del session, tensors
+        also = ()
         while gathering:
             one = gathering.pop(0)
             moments = one.sums.moments()

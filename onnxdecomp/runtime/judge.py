@@ -5,6 +5,7 @@ uncertain. A broken output, NaN or infinite where the original's is not, counts 
 drop.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from math import inf, isfinite, nan, sqrt
@@ -44,7 +45,7 @@ class Judge:
         reference: Outputs of the original, samples on axis 0.
         labels: One for each of these samples; None where there are none. `drop` may need them.
         weights: What each sample counts for in a divergence (`Divergence`).
-        alike: Outputs of the original on more samples like these, for what agreement is by margins.
+        alike: Returns outputs of the original on more samples like these, for what agreement is by margins.
 
     Raises:
         UsageError: There are not as many labels as samples, or the metric does not fit the outputs.
@@ -56,7 +57,7 @@ class Judge:
         reference: Outputs,
         labels: Array | None,
         weights: FloatArray | None = None,
-        alike: Outputs | None = None,
+        alike: Callable[[], Outputs] | None = None,
     ) -> None:
         self._measure, self._reference, self._labels = measure, reference, labels
         self._alike = alike
@@ -153,7 +154,7 @@ class Judge:
         """The original's margins, where agreement is asked for and each sample has scores of classes."""
         if self._measure.name != "agreement" or not is_choice(self._reference):
             return None
-        more = None if self._alike is None else self._of_classes(self._alike)
+        more = None if self._alike is None else self._of_classes(self._alike())
         return Margins(self._logs(self._reference), more)
 
     def _logs(self, outputs: Outputs) -> FloatArray:

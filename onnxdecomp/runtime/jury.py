@@ -1,7 +1,8 @@
 """What a changed model loses in its outputs, each of which is compared by a metric of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import inf, nan, prod
 
 import numpy as np
@@ -40,7 +41,7 @@ class Jury:
         reference: Outputs,
         labels: Array | None = None,
         weights: FloatArray | None = None,
-        alike: Outputs | None = None,
+        alike: Callable[[], Outputs] | None = None,
     ) -> None:
         self._metrics, self._reference = metrics, reference
         self._judges = {
@@ -49,7 +50,7 @@ class Jury:
                 self._seen(name, reference),
                 labels,
                 weights,
-                None if alike is None else self._seen(name, alike),
+                None if alike is None else partial(self._seen_of, name, alike),
             )
             for name, measure in metrics.items()
         }
@@ -96,6 +97,9 @@ class Jury:
                 inf, 0.0, nan, nan, judge.n_samples, output=name
             )  # how many rows may depend on values
         return replace(judge.drop({name: outputs[name]}), output=name)
+
+    def _seen_of(self, name: str, outputs: Callable[[], Outputs]) -> Outputs:
+        return self._seen(name, outputs())
 
     def _seen(self, name: str, outputs: Outputs) -> Outputs:
         """Return what the judge of an output is shown; nothing where there is no such output."""

@@ -30,7 +30,7 @@ DEFAULT_MAX_DROP = 0.01
 FLOAT_SHARE = 0.7
 """Share of the accuracy budget that decomposition may use when INT8 or clustering comes after it."""
 
-PROFILE_SECONDS = 20.0
+PROFILE_SECONDS = 12.0
 """Most time that profiling whole models takes."""
 
 KIND = "in-place"

@@ -94,15 +94,22 @@ class Memory:
 
     def outputs(self, part: str, make: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
         """Return the original's outputs on a part of the samples; made now when they are not known."""
-        key = {**self._base, "part": part}
-        known = self._cache.get_arrays("outputs", key)
+        known = self.known_outputs(part)
         if known is not None:
             return known
         made = make()
+        self.keep_outputs(part, made)
+        return made
+
+    def known_outputs(self, part: str) -> Mapping[str, Array] | None:
+        """Return the original's outputs on a part of the samples, if they are known."""
+        return self._cache.get_arrays("outputs", {**self._base, "part": part})
+
+    def keep_outputs(self, part: str, made: Mapping[str, Array]) -> None:
+        """Keep the original's outputs on a part of the samples, where they are plain and small."""
         plain = all(isinstance(a, np.ndarray) and a.dtype.kind in PLAIN_KINDS for a in made.values())
         if plain and sum(array.nbytes for array in made.values()) <= MAX_KEPT_BYTES:
-            self._cache.put_arrays("outputs", key, made)
-        return made
+            self._cache.put_arrays("outputs", {**self._base, "part": part}, made)
 
     def moments(self, groups: Sequence[LayerGroup], gather: Gather) -> dict[str, Moments]:
         """Return the moments of layers by key, gathering those that are not known."""

@@ -7,7 +7,9 @@ from onnxdecomp.config import Config
 from onnxdecomp.graph.io import Model
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
+from onnxdecomp.runtime.evaluate import Outputs, all_joined
 from onnxdecomp.runtime.machine import usable_cores
+from onnxdecomp.runtime.samples import n_batched
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.goal import Goal
@@ -50,7 +52,11 @@ def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Tria
 def gathered(
     model: Model, targets: Sequence[Target], trials: Trials, config: Config, track: Track = untracked
 ) -> dict[str, Moments]:
-    """Return the moments of the layers' inputs on the samples to fit to, by key."""
+    """Return the moments of the layers' inputs on the samples to fit to, by key.
+
+    What the original puts out on these samples, if that is wanted, is kept on the way.
+    """
+    batches: list[Outputs] = []
     gather = partial(
         gather_moments,
         trials.original,
@@ -58,8 +64,14 @@ def gathered(
         jobs=trials.jobs,
         seed=config.seed,
         track=track,
+        also=trials.unknown_outputs,
+        seen=batches.append,
     )
-    return trials.memory.moments([target.group for target in targets if not target.reason], gather)
+    found = trials.memory.moments([target.group for target in targets if not target.reason], gather)
+    if batches:
+        n_samples = n_batched(trials.fit_samples, read_proto(trials.original))
+        trials.keep_outputs(all_joined(batches, n_samples))
+    return found
 
 
 def measured(trials: Trials, converted: RuntimeModel, config: Config) -> Accuracy:

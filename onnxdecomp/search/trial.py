@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,7 +116,13 @@ class Trials:
             raise labels_missing(str(metric_name))
         self.metric_name = " and ".join(sorted({measure.name for measure in self.metrics.values()}))
         self.notes = notes_on(self.metrics, compared, reference, is_guessed=is_guessed, counted=counted)
-        alike = self._halves_alike(reference)
+        self._on_fitted: Outputs | None = None
+        self._told_by_margins = [
+            name
+            for name, measure in self.metrics.items()
+            if parts.are_alike and measure.name == "agreement" and is_choice({name: reference[name]})
+        ]
+        alike = [partial(self._half_alike, start) if self._told_by_margins else None for start in (0, 1)]
         self._choose = Jury(self.metrics, reference, labels, alike=alike[0])
         known = PROPORTIONS.get(self.metric_name) if len(self.metrics) == 1 else None
         self.proportion = known or Proportion()
@@ -249,7 +256,7 @@ class Trials:
         """Return what a model loses on the samples that no decision was made on."""
 
         def measure() -> dict[str, Any]:
-            return asdict(self._confirm.drop(self._run(model, self.parts.confirm)))
+            return asdict(self._confirm.drop(self._run(model, self.parts.confirm, self._names)))
 
         return Drop(**self.memory.number_of_model(f"drop-{self.metric_name}", model, measure))
 
@@ -261,37 +268,43 @@ class Trials:
 
         return Drop(**self.memory.number(f"drop-{self.metric_name}", replaced, measure))
 
+    @property
+    def unknown_outputs(self) -> list[str]:
+        """Names of the outputs that are yet to be known of the original on the samples that are fitted to."""
+        if self._on_fitted is None and self._told_by_margins:
+            self._on_fitted = self.memory.known_outputs(self._part("fit", self.parts.fit))
+        return self._told_by_margins if self._on_fitted is None else []
+
+    def keep_outputs(self, outputs: Outputs) -> None:
+        """Take those, once they are known."""
+        self._on_fitted = outputs
+        self.memory.keep_outputs(self._part("fit", self.parts.fit), outputs)
+
+    def _half_alike(self, start: int) -> Outputs:
+        """Return outputs of the original on every second of the samples that are fitted to."""
+        unknown = self.unknown_outputs
+        if unknown:
+            self.keep_outputs(self._run(self.original, self.parts.fit, unknown))
+        assert self._on_fitted is not None
+        n = len(next(iter(self._on_fitted.values())))
+        return part(self._on_fitted, np.arange(start, n, 2))
+
     def _original_outputs(self, name: str, samples: Samples) -> Outputs:
+        part = self._part(name, samples)
+        return self.memory.outputs(part, lambda: self._run(self.original, samples, self._names))
+
+    def _part(self, name: str, samples: Samples) -> str:
+        """Return a name for the original's outputs on some samples."""
         part = f"{name}, {batch_of(samples)} at once"
-        if self._names is not None:
-            part += f" of {', '.join(self._names)}"
-        return self.memory.outputs(part, lambda: self._run(self.original, samples))
-
-    def _halves_alike(self, reference: Outputs) -> tuple[Outputs | None, Outputs | None]:
-        """Return the original's outputs on the samples that are fitted to, half for each of the other parts.
-
-        None where they say nothing of those.
-        """
-        choices = [
-            name
-            for name, measure in self.metrics.items()
-            if measure.name == "agreement" and is_choice({name: reference[name]})
-        ]
-        if not (choices and self.parts.are_alike):
-            return None, None
-        outputs = self._original_outputs("fit", self.parts.fit)
-        n = len(next(iter(outputs.values())))
-        first, second = (part(outputs, np.arange(start, n, 2)) for start in (0, 1))
-        return first, second
+        return part if self._names is None else f"{part} of {', '.join(self._names)}"
 
     def _measured(self, model: RuntimeModel) -> tuple[Drop, float]:
-        outputs = self._run(model, self.parts.choose)
+        outputs = self._run(model, self.parts.choose, self._names)
         return self._choose.drop(outputs), self._choose.divergence(outputs)
 
-    def _run(self, model: RuntimeModel, samples: Samples) -> Outputs:
-        outputs = outputs_over(
-            model, without_labels(samples), names=self._names, batch=batch_of(samples), jobs=self.jobs
-        )
+    def _run(self, model: RuntimeModel, samples: Samples, names: Sequence[str] | None) -> Outputs:
+        inputs, batch = without_labels(samples), batch_of(samples)
+        outputs = outputs_over(model, inputs, names=names, batch=batch, jobs=self.jobs)
         self.looked()
         return outputs
 

@@ -120,6 +120,22 @@ def test_of_what_is_counted_the_numbers_are_compared(tmp_path, calibration):
         search(tmp_path / "counts.onnx", calibration, max_drop=0.05, metric="agreement")
 
 
+def test_outputs_on_samples_that_are_fitted_to_are_found_on_the_way_to_moments(
+    monkeypatch, model, calibration
+):
+    counts, real = [], outputs_over
+
+    def counted(model, samples, **options):
+        counts.append(len(samples["x"]))
+        return real(model, samples, **options)
+
+    monkeypatch.setattr("onnxdecomp.search.trial.outputs_over", counted)
+    report = search(model, calibration, metric="agreement", max_drop=0.3)
+    assert report.accuracy.drop_by_margins is not None
+    assert counts
+    assert N_SAMPLES // 2 not in counts
+
+
 def test_a_metric_that_is_named_looks_at_the_first_output_and_says_so(two_outputs, calibration):
     report = search(two_outputs, calibration, max_drop=0.05, metric="agreement")
     assert report.accuracy.output == ""
