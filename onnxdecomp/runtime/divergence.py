@@ -30,6 +30,9 @@ EVEN = 0.97
 NEARLY_ALWAYS = 0.9
 """Share of rows of which the same entry is the highest, above which that says little."""
 
+MUCH_LARGER = 10.0
+"""Numbers of one step so many times as large as those of most are no scores of the same classes."""
+
 MIN_TELLING_ROWS, MAX_TELLING_ROWS = 16, 4096
 """Rows that tell whether numbers are scores, at the least and at the most."""
 
@@ -132,18 +135,26 @@ class Divergence:
         return logs_for(first_output(self._reference))
 
     def _noise_power(self, outputs: Outputs) -> float:
-        floats = [name for name, array in self._reference.items() if is_float(np.asarray(array))]
-        if not floats:
+        if not self._powers:
             pairs = [(outputs[name], array) for name, array in self._reference.items()]
             return float(np.mean([np.mean(np.asarray(ours != theirs)) for ours, theirs in pairs]))
-        found = []
-        for name in floats:
-            ours, theirs = (np.asarray(o[name], np.float64) for o in (outputs, self._reference))
-            finite = np.isfinite(theirs)
-            noise = np.square(ours - theirs)[finite].sum()
-            signal = varying(np.where(finite, theirs, 0.0)) if self._of_variance else theirs
-            found.append(float(noise_over_signal(noise, np.square(signal[finite]).sum())))
+        found = [
+            float(noise_over_signal(np.asarray(_power(outputs[name], self._reference[name])), power))
+            for name, power in self._powers.items()
+        ]
         return float(np.mean(found))
+
+    @cached_property
+    def _powers(self) -> dict[str, FloatArray]:
+        """The power of each output of floating point, of its finite values."""
+        found = {}
+        for name, array in self._reference.items():
+            if is_float(np.asarray(array)):
+                theirs = np.asarray(array, np.float64)
+                finite = np.isfinite(theirs)
+                signal = varying(np.where(finite, theirs, 0.0)) if self._of_variance else theirs
+                found[name] = np.asarray(np.square(signal[finite]).sum())
+        return found
 
 
 def looks_like_class_scores(outputs: Outputs) -> bool:
@@ -182,6 +193,20 @@ def are_probabilities(scores: Array) -> bool:
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
 
 
+def _power(ours: Array, theirs: Array) -> float:
+    """Return the power of what differs where the second is finite."""
+    ours, theirs = ours.reshape(-1), theirs.reshape(-1)
+    total = 0.0
+    for start in range(0, len(theirs), CHUNK):
+        own, other = (np.asarray(array[start : start + CHUNK], np.float64) for array in (ours, theirs))
+        noise = own - other
+        if not isfinite(power := float(noise @ noise)):
+            noise = noise[np.isfinite(other)]
+            power = float(noise @ noise)
+        total += power
+    return total
+
+
 def are_class_scores(outputs: Outputs) -> bool:
     """Tell whether the first output looks like class scores, and its numbers do so too."""
     return looks_like_class_scores(outputs) and not are_plain_numbers(np.asarray(first_output(outputs)))
@@ -193,7 +218,9 @@ def are_plain_numbers(scores: Array) -> bool:
     That is nearly always the same one, as of ratings, or of what detects something at few of many places: to
     say so always would be right most of the time. Or they are no probabilities, and none stands out: scores
     of a trained classifier are not so even, unless they are too small for a softmax; coordinates, levels of a
-    signal and masks are.
+    signal and masks are. Or they are none, and at several places ``(n, steps, C)`` none is negative, or some
+    steps are of another size than most: scores are of about the same size everywhere, boxes and what is found
+    in them side by side are not.
     """
     every = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
     rows = np.asarray(every[_drawn(len(every), MAX_TELLING_ROWS)], np.float64)
@@ -201,6 +228,8 @@ def are_plain_numbers(scores: Array) -> bool:
         return True
     if are_probabilities(scores):
         return False
+    if np.ndim(scores) == 3 and np.shape(scores)[1] > 1 and (rows.min() >= 0 or not _of_one_size(scores)):
+        return True
     logs = log_softmax(rows)
     entropy = -np.sum(np.exp(logs) * np.where(np.isfinite(logs), logs, 0.0), axis=-1)
     return bool(entropy.mean() > EVEN * np.log(rows.shape[1]))
@@ -228,6 +257,14 @@ def _rows_of(outputs: Outputs) -> Array:
     """Return the class scores of all samples and steps, ``(n steps, C)``."""
     scores = first_output(outputs)
     return scores.reshape(-1, scores.shape[-1])
+
+
+def _of_one_size(scores: Array) -> bool:
+    """Tell whether the numbers of no step ``(n, steps, C)`` are much larger than those of most."""
+    few = np.asarray(scores[:MIN_TELLING_ROWS], np.float64)
+    sizes = np.sqrt(np.square(np.where(np.isfinite(few), few, 0.0)).mean(axis=(0, 2)))  # (steps,)
+    sizes = sizes[sizes > 0]  # of what is padded nothing is known
+    return not len(sizes) or bool(sizes.max() <= MUCH_LARGER * np.median(sizes))
 
 
 def _most_frequent(chosen: NDArray[np.intp]) -> float:

@@ -164,30 +164,18 @@ def _hardly_varies(output: Array) -> bool:
 
 
 def doubt_of_default(reference: Outputs, found: str) -> str | None:
-    """Return what to say where `default_metric` may have taken for classes what is something else, or not.
-
-    Numbers of which none is negative, and which are no probabilities, may be boxes of a detector; scores of
-    which none stands out may be those of an unusual classifier.
+    """Return what to say where `default_metric` took for numbers what might be scores of classes.
 
     Args:
         reference: Outputs of the original, which came without labels.
         found: The metric that `default_metric` returned for them.
     """
     (name, first), *_ = reference.items()
-    first = np.asarray(first)
-    if found in ("sqnr", "r2") and looks_like_class_scores(reference):
-        return (
-            f"Output '{name}' was taken for {first.shape[-1]} numbers, not for scores of as many classes: "
-            f"none of them stands out, or nearly always the same one. {found} compares them; if they are "
-            "scores, say --metric agreement."
-        )
-    if found != "agreement" or first.ndim != 3 or not is_float(first):
+    if found not in ("sqnr", "r2") or not looks_like_class_scores(reference):
         return None
-    if float(first.min()) < 0 or are_probabilities(first):
-        return None
-    _, n_places, n_classes = first.shape
+    n_classes = np.shape(first)[-1]
     return (
-        f"Output '{name}' was taken for scores of {n_classes} classes at {n_places} places, and agreement "
-        "asks which is the highest at each. If it is something else, as boxes of a detector are, say with "
-        "--metric how it is compared: sqnr, or a function of your own, package.module:function."
+        f"Output '{name}' was taken for numbers, not for scores of {n_classes} classes: none of them stands "
+        f"out, or nearly always the same one, or they are of different kinds. {found} compares them; if they "
+        "are scores, say --metric agreement."
     )

@@ -47,22 +47,27 @@ def doubt_of(output) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "is_doubtful"),
-    [(BOXES, True), (-BOXES, False), (BOXES / BOXES.sum(-1, keepdims=True), False), (BOXES[:, 0], False)],
-    ids=["boxes", "logits", "probabilities", "one answer a sample"],
+    ("output", "name"),
+    [
+        (0.1 * normal(4, 20), "sqnr"),
+        (3 + 0.1 * normal(4, 20), "r2"),
+        (BOXES, "r2"),
+        (np.concatenate([BOXES, 300 * BOXES[:, :1]], axis=1) - 0.1, "r2"),
+    ],
 )
-def test_what_may_be_boxes_is_said_to_be_taken_for_classes(scores, is_doubtful):
-    told = doubt_of(scores)
-    assert (told is not None) is is_doubtful
-    assert not is_doubtful or "scores of 20 classes at 6 places" in told
-
-
-@pytest.mark.parametrize(("offset", "name"), [(0.0, "sqnr"), (3.0, "r2")])
-def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(offset, name):
-    told = doubt_of(offset + 0.1 * normal(4, 20))
-    assert "20 numbers, not for scores of as many classes" in told
+def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(output, name):
+    told = doubt_of(output)
+    assert "was taken for numbers, not for scores of 20 classes" in told
     assert f"{name} compares them" in told
-    assert doubt_of(offset + 0.1 * normal(4, 20, 6, 6)) is None
+
+
+@pytest.mark.parametrize(
+    "output",
+    [-BOXES, BOXES / BOXES.sum(-1, keepdims=True), BOXES[:, 0], 0.1 * normal(4, 20, 6, 6)],
+    ids=["logits", "probabilities", "one answer a sample", "an image"],
+)
+def test_there_is_no_doubt_of_what_is_plain(output):
+    assert doubt_of(output) is None
 
 
 def softmax(scores):
