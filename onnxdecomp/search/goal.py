@@ -30,8 +30,8 @@ DEFAULT_MAX_DROP = 0.01
 FLOAT_SHARE = 0.7
 """Share of the accuracy budget that decomposition may use when INT8 or clustering comes after it."""
 
-PROFILE_SECONDS = 12.0
-"""Most time that profiling whole models takes."""
+PROFILE_SECONDS, PROFILE_SECONDS_OF_LARGE = 12.0, 6.0
+"""Most time that profiling whole models takes, and those whose runs are long."""
 
 KIND = "in-place"
 """The kind of what it said in the cache."""
@@ -177,9 +177,10 @@ def _profiled(
         }
         for variant in variants
     ]
+    seconds = PROFILE_SECONDS_OF_LARGE if trials.looks_are_long else PROFILE_SECONDS
     with trials.side_by_side(replaced) as models:
         original, others = profile_variants(
-            trials.original, models, feeds, trials.threads, max_seconds=PROFILE_SECONDS, form=form
+            trials.original, models, feeds, trials.threads, max_seconds=seconds, form=form
         )
 
     def spent(cost: InPlace, layer: LayerOptions) -> float:

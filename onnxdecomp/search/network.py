@@ -14,7 +14,14 @@ from onnxdecomp.runtime.suited import described
 from onnxdecomp.search.auto import Ballot, Cost, Pick, Search, Weighed, ballot, priced, weighed
 from onnxdecomp.search.forms import Form, find_forms
 from onnxdecomp.search.goal import Goal, InPlaceCosts, cost_of, costs_in_place, counted
-from onnxdecomp.search.options import MAX_OPTIONS, MAX_OPTIONS_OF_LARGE, LayerOptions, find_options
+from onnxdecomp.search.options import (
+    MAX_OPTIONS,
+    MAX_OPTIONS_OF_LARGE,
+    TIMED_FOR_EACH,
+    TIMED_FOR_EACH_OF_LARGE,
+    LayerOptions,
+    find_options,
+)
 from onnxdecomp.search.pruning import joined, worth_decomposing
 from onnxdecomp.search.recover import LIGHT_STEPS, STEPS
 from onnxdecomp.search.run import gathered, n_jobs
@@ -145,7 +152,8 @@ class NetworkSearch:
     def _options(self, subjects: Sequence[Subject], max_options: int) -> list[LayerOptions | str]:
         """Return what layers may become, or why they have no choice."""
         trials, config = self._trials, self._config
-        tried = FEW_FITS if trials.looks_are_long else FITS
+        is_large = trials.looks_are_long
+        tried = FEW_FITS if is_large else FITS
         return find_options(
             subjects,
             list(dict.fromkeys(fit.without(config.without) for fit in tried)),
@@ -153,6 +161,7 @@ class NetworkSearch:
             track=self._track,
             memory=trials.memory,
             max_options=min(max_options, max(LEAST_MAX_OPTIONS, VARIANT_BYTES // trials.size_bytes)),
+            timed_for_each=TIMED_FOR_EACH_OF_LARGE if is_large else TIMED_FOR_EACH,
         )
 
     def _not_worth_looks(self, layers: Sequence[LayerOptions]) -> frozenset[str]:

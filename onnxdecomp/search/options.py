@@ -45,8 +45,8 @@ MIN_FITTED, MAX_FITTED_MACS = 6, 3e10
 """Candidates of a layer that are fitted: so many or three quarters of its options at the least, or as many as
 take this work, counted alike."""
 
-TIMED_FOR_EACH = 2
-"""Candidates that are timed for each that is fitted."""
+TIMED_FOR_EACH, TIMED_FOR_EACH_OF_LARGE = 2.0, 1.5
+"""Candidates that are timed for each that is fitted, and in a model whose runs are long."""
 
 SPREAD, ERRORS = "spread", "fitted"
 """Kinds of what is remembered: the candidates of a layer, and their errors on the data in one fit."""
@@ -177,6 +177,7 @@ def find_options(
     track: Track = untracked,
     memory: Memory | None = None,
     max_options: int = MAX_OPTIONS,
+    timed_for_each: float = TIMED_FOR_EACH,
 ) -> list[LayerOptions | str]:
     """Return for each layer its options, or why it has none; the same for any number of jobs.
 
@@ -187,6 +188,7 @@ def find_options(
         track: Shows progress over the layers.
         memory: Keeps what was found, for the next search of the same model on the same samples.
         max_options: Options of a layer at most.
+        timed_for_each: Candidates that are timed for each that is fitted, at most.
     """
     guide = next((fit for fit in fits if fit.shrinkage == SHRUNK.shrinkage), fits[0])
     work = _work(subject.study.layer for subject in subjects)
@@ -195,7 +197,7 @@ def find_options(
         timed = [
             candidates
             if isinstance(candidates, str)
-            else _timed(subject, subject.key(guide), candidates, max_options)
+            else _timed(subject, subject.key(guide), candidates, max_options, timed_for_each)
             for subject, candidates in zip(track(subjects, "timing"), spreads, strict=True)
         ]
         return _fitted(timed, fits, workers, track, memory)
@@ -223,14 +225,18 @@ def _work(layers: Iterable[Layer]) -> int:
 
 
 def _timed(
-    subject: Subject, key: Mapping[str, object], candidates: list[Candidate], max_options: int
+    subject: Subject,
+    key: Mapping[str, object],
+    candidates: list[Candidate],
+    max_options: int,
+    timed_for_each: float,
 ) -> Timed | str:
     """Return the candidates that are faster than the layer and that none beats in time and error."""
     study = subject.study
     if study.measure is None:
         return "nothing can be timed"
     n_kept = _n_kept(study.layer, max_options)
-    candidates = _thinned(candidates, TIMED_FOR_EACH * n_kept)
+    candidates = _thinned(candidates, int(timed_for_each * n_kept))
     try:
         timings = study.measure(study.layer, candidates)
     except ModelError as error:  # onnxruntime cannot run this layer alone
