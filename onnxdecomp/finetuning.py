@@ -22,10 +22,10 @@ from onnxdecomp.report.outcome import BeforeAfter
 from onnxdecomp.report.table import SHARES, count, plain_table
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import metric, outputs_over
-from onnxdecomp.runtime.judge import Judge
+from onnxdecomp.runtime.jury import Jury
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.runtime.suited import default_metric
+from onnxdecomp.runtime.suited import suited_metrics
 from onnxdecomp.search.parts import load_evaluation
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.tune.settings import ALL, DECOMPOSED, Settings, configured
@@ -64,7 +64,7 @@ class Quality:
     """What a metric says before and after.
 
     Args:
-        metric: Its name.
+        metric: Its name; of several outputs that are compared, of the one that loses most afterwards.
         teacher: Of the teacher; None where there is none.
         before: What the student lost against the teacher, with its paired standard error; without a teacher
             nothing.
@@ -307,13 +307,17 @@ def _judged(
     labels = samples.get(LABELS)
     if labels is not None:
         labels = labels[: len(next(iter(reference.values())))]  # the last may not have filled a fixed batch
-    measure = metric(settings.metric or default_metric(reference, labels))
-    judge = Judge(measure, reference, labels)
-    lost = judge.drop(before)
+    first = next(iter(reference))
+    named = {first: metric(settings.metric)} if settings.metric else None
+    metrics = named or suited_metrics(reference, labels)
+    jury = Jury(metrics, reference, labels)
+    jury.drop(before)  # refuses what cannot be compared before anything trains
 
     def quality(result: RuntimeModel) -> Quality:
+        after = jury.drop(outputs(result))
+        lost = jury.drop_of(after.output or first, before)
         teacher = lost.before if original is not None else None
-        return Quality(measure.name, teacher, lost, judge.drop(outputs(result)))
+        return Quality(metrics[after.output or first].name, teacher, lost, after)
 
     return quality
 
@@ -328,11 +332,10 @@ def finetuning_table(found: Finetuning) -> RenderableType:
     table.add_row("best of the steps", "", f"{found.best_step} of {found.n_steps}", "")
     if found.quality is not None:
         quality = found.quality
-        teacher = quality.teacher
+        teacher, output = quality.teacher, quality.after.output
+        name = f"{quality.metric} of {output}" if output else quality.metric
         table.add_row(
-            quality.metric
-            if teacher is None
-            else f"{quality.metric}, teacher {_score(quality.metric, teacher)}",
+            name if teacher is None else f"{name}, teacher {_score(quality.metric, teacher)}",
             _score(quality.metric, quality.before.after),
             _score(quality.metric, quality.after.after),
             _gain(quality.metric, quality.before, quality.after),

@@ -11,8 +11,8 @@ import numpy as np
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
-from onnxdecomp.runtime.rows import by_sample
-from onnxdecomp.runtime.samples import LABELS, batches, load_function, n_batched
+from onnxdecomp.runtime.rows import by_sample, samples_first
+from onnxdecomp.runtime.samples import LABELS, batch_sizes, batches, load_function
 from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
 
 Outputs = Mapping[str, Array]
@@ -98,8 +98,9 @@ def outputs_over(
     """Run a model on every sample and return its outputs, joined along axis 0, the axis of the samples.
 
     The first output has to allow that; others that do not are left out. Where an output has several rows for
-    each sample, as a model for a single one may have for its places, these become an axis of their own. One
-    with any other number of rows says nothing of samples.
+    each sample, as a model for a single one may have for its places, these become an axis of their own, and
+    samples on axis 1, as recurrent networks have them behind steps or layers, come first. One with any other
+    number of rows says nothing of samples.
 
     The batches are the same for any number of jobs, so the outputs are too, bit for bit. Those of other
     threads or other batches may differ in the last bits.
@@ -119,7 +120,7 @@ def outputs_over(
     session = open_session(model, threads=threads) if names is None else open_outputs(model, names)
     proto = read_proto(model)
     parts = list(in_order(partial(run, session), batches(samples, proto, batch), jobs))
-    return all_joined(parts, n_batched(samples, proto))
+    return all_joined(parts, batch_sizes(samples, proto, batch))
 
 
 def evaluate(
@@ -258,29 +259,34 @@ def _decibels(signal: float, noise: float) -> float:
     return min(LIMIT_DB, 10.0 * float(np.log10(signal / noise))) if signal > 0 else -LIMIT_DB
 
 
-def all_joined(parts: Sequence[Outputs], n_samples: int | None) -> dict[str, Array]:
+def all_joined(parts: Sequence[Outputs], sizes: Sequence[int] | None) -> dict[str, Array]:
     """Return outputs of several runs, joined as `outputs_over` returns them.
 
     Args:
         parts: Of each run.
-        n_samples: Samples of all runs together; None where rows are no samples.
+        sizes: Samples of each run; None where rows are no samples.
 
     Raises:
         ModelError: The shapes of the first do not allow it.
     """
     first, *others = parts[0]
+    if sizes is not None:
+        parts = [
+            {name: samples_first(array, size) for name, array in part.items()}
+            for part, size in zip(parts, sizes, strict=True)
+        ]
     found = {first: joined(first, [part[first] for part in parts])}
     for name in others:
         try:
             found[name] = joined(name, [part[name] for part in parts])
         except ModelError:
             continue
-    if n_samples is None:
+    if sizes is None:
         return found
-    split = by_sample(found, n_samples)
+    split = by_sample(found, sum(sizes))
     if first not in split:
         raise ModelError(
-            f"Output '{first}' has {_n_rows(found[first])} rows for {n_samples} samples, which says nothing "
+            f"Output '{first}' has {_n_rows(found[first])} rows for {sum(sizes)} samples, which says nothing "
             "of single ones. Without --metric and labels what is counted in it is compared, where that is "
             "known; without --calibration the weights alone decide."
         )

@@ -77,26 +77,23 @@ class Jury:
         Raises:
             UsageError: A metric needs labels and there are none, or cannot compare these outputs.
         """
-        drops = [self._drop(name, outputs) for name in self._metrics]
-        return max(drops, key=lambda drop: drop.bound)
+        return max((self.drop_of(name, outputs) for name in self._metrics), key=lambda drop: drop.bound)
 
-    def divergence(self, outputs: Outputs) -> float:
-        """Return how far outputs are from the original's: the sum over those that are compared."""
-        return sum(judge.divergence(self._seen(name, outputs)) for name, judge in self._judges.items())
+    def drop_of(self, name: str, outputs: Outputs) -> Drop:
+        """Return the same of one output, all of it where that is missing or of another shape.
 
-    def metric_of(self, drop: Drop) -> Metric:
-        """Return the metric that a drop was told by."""
-        return self._metrics[drop.output or next(iter(self._metrics))]
-
-    def _drop(self, name: str, outputs: Outputs) -> Drop:
+        Args, Raises: As `drop`.
+        """
         judge = self._judges[name]
         if len(self._judges) == 1:
             return judge.drop(outputs)
         if np.shape(outputs.get(name, ())) != np.shape(self._reference[name]):
-            return Drop(
-                inf, 0.0, nan, nan, judge.n_samples, output=name
-            )  # how many rows may depend on values
+            return Drop(inf, 0.0, nan, nan, judge.n_samples, output=name)
         return replace(judge.drop({name: outputs[name]}), output=name)
+
+    def divergence(self, outputs: Outputs) -> float:
+        """Return how far outputs are from the original's: the sum over those that are compared."""
+        return sum(judge.divergence(self._seen(name, outputs)) for name, judge in self._judges.items())
 
     def _seen_of(self, name: str, outputs: Callable[[], Outputs]) -> Outputs:
         return self._seen(name, outputs())

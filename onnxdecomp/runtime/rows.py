@@ -31,6 +31,17 @@ def by_sample(outputs: Mapping[str, Array], n_samples: int) -> dict[str, Array]:
     return found
 
 
+def samples_first(output: Array, n_samples: int) -> Array:
+    """Return an output of so many samples with them on axis 0, if they are on axis 1 ``(steps, n, ...)``.
+
+    Of a single sample ``(steps, 1)`` is left, which may be numbers of single places.
+    """
+    shape = np.shape(output)
+    if len(shape) < 3 or shape[0] == n_samples or shape[1] != n_samples or not isinstance(output, np.ndarray):
+        return output
+    return np.moveaxis(output, 1, 0)
+
+
 def split_rows(n: int, shares: Sequence[float], seed: int) -> list[Rows]:
     """Draw disjoint parts of n samples.
 

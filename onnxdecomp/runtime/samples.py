@@ -87,18 +87,18 @@ def batches(
         UsageError: There are fewer samples than the model's fixed batch.
     """
     specs = input_specs(model)
-    n_samples = n_batched(samples, model)
-    if n_samples is None:
+    sizes = batch_sizes(samples, model, size)
+    if sizes is None:
         yield {name: samples[name] for name in specs}
         return
-    whole, fixed = _whole(samples, specs), _fixed_batch(specs)
-    step = 1 if whole else fixed or size
-    for start in range(0, n_samples, step):
+    whole, start = _whole(samples, specs), 0
+    for step in sizes:
         yield {n: samples[n][start, ...] if n in whole else samples[n][start : start + step] for n in specs}
+        start += step
 
 
-def n_batched(samples: Mapping[str, Array], model: onnx.ModelProto) -> int | None:
-    """Return how many samples `batches` yields; None where arrays have different lengths.
+def batch_sizes(samples: Mapping[str, Array], model: onnx.ModelProto, size: int = 32) -> list[int] | None:
+    """Return how many samples are in each feed of `batches`; None where arrays have different lengths.
 
     Raises:
         UsageError: There are fewer samples than the model's fixed batch.
@@ -108,12 +108,14 @@ def n_batched(samples: Mapping[str, Array], model: onnx.ModelProto) -> int | Non
     n_samples = lengths.pop() if len(lengths) == 1 else None
     if n_samples is None:
         return None
+    if _whole(samples, specs):
+        return [1] * n_samples
     fixed = _fixed_batch(specs)
-    if _whole(samples, specs) or not fixed:
-        return n_samples
-    if n_samples < fixed:
+    if fixed and n_samples < fixed:
         raise UsageError(f"The model takes batches of {fixed} samples and there are {n_samples}.")
-    return n_samples // fixed * fixed
+    step = fixed or size
+    rest = 0 if fixed else n_samples % step
+    return [step] * (n_samples // step) + [rest] * bool(rest)
 
 
 def _whole(samples: Mapping[str, Array], specs: Mapping[str, InputSpec]) -> set[str]:

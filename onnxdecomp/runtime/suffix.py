@@ -16,7 +16,7 @@ from onnxdecomp.graph.names import reads
 from onnxdecomp.runtime.evaluate import Outputs, all_joined
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import Between, open_between, open_outputs, varying
-from onnxdecomp.runtime.samples import batches, n_batched
+from onnxdecomp.runtime.samples import batch_sizes, batches
 from onnxdecomp.runtime.session import Array, Feeds, run
 
 MAX_BYTES = 1 << 29
@@ -34,7 +34,7 @@ class Suffix:
         outputs: Outputs of the model that it makes.
         others: The other outputs, on all samples.
         order: All outputs in the order of the model.
-        n_samples: Samples; None where rows are no samples.
+        sizes: Samples of each batch; None where rows are no samples.
     """
 
     proto: onnx.ModelProto
@@ -43,7 +43,7 @@ class Suffix:
     outputs: tuple[str, ...]
     others: Mapping[str, Array]
     order: tuple[str, ...]
-    n_samples: int | None = None
+    sizes: Sequence[int] | None = None
     _behind: Between | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -96,8 +96,8 @@ class Suffix:
                 return None
             kept.append(found)
         others = {name: array for name, array in reference.items() if name not in changed}
-        n_samples = n_batched(samples, proto) if start is None else start.n_samples
-        return cls(proto, tuple(ends or tensors), kept, outputs, others, order, n_samples)
+        sizes = batch_sizes(samples, proto, batch) if start is None else start.sizes
+        return cls(proto, tuple(ends or tensors), kept, outputs, others, order, sizes)
 
     def run(self, proto: onnx.ModelProto, jobs: int = 1) -> Outputs:
         """Return the outputs, on all samples, of a model that differs only between the frontier and the ends.
@@ -117,7 +117,7 @@ class Suffix:
             behind = self._behind = open_between(self.proto, several, self.outputs)
         assert behind is not None
         parts = list(in_order(lambda feed: behind(changed(feed)), self.frontier, jobs))
-        found = {**self.others, **all_joined(parts, self.n_samples)}
+        found = {**self.others, **all_joined(parts, self.sizes)}
         return {name: found[name] for name in self.order if name in found}
 
     def _run_on(self, proto: onnx.ModelProto, names: Sequence[str], jobs: int) -> Iterable[Feeds] | None:

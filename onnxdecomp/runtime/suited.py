@@ -47,20 +47,17 @@ def suited_metrics(
     for name, array in compared.items():
         at_places = np.ndim(array) == 3 and is_float(array) and places[np.shape(array)[1]] > 1
         is_numbers = name in numbers or (at_places and not are_probabilities(array))
-        found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array}, None)]
+        found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array})]
     return found
 
 
-def default_metric(reference: Outputs, labels: Array | None) -> str:
-    """Return the metric for users who name none.
+def default_metric(reference: Outputs) -> str:
+    """Return the metric that suits the first output, where there are no labels.
 
-    That is ``top1`` with labels; else ``cosine`` where the first output is vectors of length 1, as embeddings
-    are; ``agreement`` where it looks like class scores of which not nearly always the same one is highest, or
-    is whole numbers, which are a choice themselves; else ``sqnr``, or ``r2`` where most of the output is the
-    same for all samples.
+    That is ``cosine`` where it is vectors of length 1, as embeddings are; ``agreement`` where it looks like
+    class scores of which not nearly always the same one is highest, or is whole numbers, which are a choice
+    themselves; else ``sqnr``, or ``r2`` where most of the output is the same for all samples.
     """
-    if labels is not None:
-        return "top1"
     first = np.asarray(first_output(reference))
     if looks_like_class_scores(reference) and are_embeddings(first):
         return "cosine"

@@ -7,9 +7,8 @@ from onnxdecomp.config import Config
 from onnxdecomp.graph.io import Model
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
-from onnxdecomp.runtime.evaluate import Outputs, all_joined
+from onnxdecomp.runtime.evaluate import Outputs, joined
 from onnxdecomp.runtime.machine import usable_cores
-from onnxdecomp.runtime.samples import n_batched
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.goal import Goal
@@ -69,8 +68,7 @@ def gathered(
     )
     found = trials.memory.moments([target.group for target in targets if not target.reason], gather)
     if batches:
-        n_samples = n_batched(trials.fit_samples, read_proto(trials.original))
-        trials.keep_outputs(all_joined(batches, n_samples))
+        trials.keep_outputs({name: joined(name, [batch[name] for batch in batches]) for name in batches[0]})
     return found
 
 

@@ -170,6 +170,13 @@ def test_a_first_output_without_a_row_for_each_sample_says_what_to_do():
         outputs_over(model, samples, batch=2)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_samples_on_axis_1_are_samples(batch):
+    model = parse("g (float[N, 3, 4] x) => (float[3, N, 4] y) { y = Transpose<perm=[1, 0, 2]>(x) }")
+    x = normal(5, 3, 4).astype(np.float32)
+    np.testing.assert_array_equal(outputs_over(model, {"x": x}, batch=batch)["y"], x)
+
+
 def test_other_tensors_may_be_put_out_instead():
     model = parse("g (float[N, 4] x) => (float[N, 4] y) { z = Neg(x) y = Abs(z) }")
     x = normal(5, 4).astype(np.float32)

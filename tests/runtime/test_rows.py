@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.runtime.rows import by_sample, part, split_rows
+from onnxdecomp.runtime.rows import by_sample, part, samples_first, split_rows
 
 STEADY = settings(max_examples=50, deadline=None, derandomize=True)
 """The same cases in every run, and no failure because the machine is busy."""
@@ -77,3 +77,17 @@ def test_rows_of_one_sample_become_an_axis(n_samples, n_rows, rest):
 
 def test_what_has_no_row_for_each_sample_is_left_out():
     assert list(by_sample({"scores": np.zeros((3, 2)), "anchors": np.zeros((5, 4))}, 3)) == ["scores"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_samples", "expected"),
+    [
+        ((24, 8, 37), 8, (8, 24, 37)),
+        ((24, 1, 37), 1, (1, 24, 37)),
+        ((8, 8, 3), 8, (8, 8, 3)),
+        ((24, 1), 1, (24, 1)),
+        ((24, 5, 37), 8, (24, 5, 37)),
+    ],
+)
+def test_samples_behind_steps_come_first(shape, n_samples, expected):
+    assert samples_first(np.zeros(shape), n_samples).shape == expected

@@ -11,39 +11,38 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("output", "labels", "name"),
+    ("output", "name"),
     [
-        (normal(4, 3), np.zeros(4), "top1"),
-        (normal(4, 3), None, "agreement"),
-        (normal(4, 6, 3), None, "agreement"),
-        (normal(4, 8) / np.linalg.norm(normal(4, 8), axis=1, keepdims=True), None, "cosine"),
-        (np.eye(4, dtype=np.float32), None, "agreement"),
-        (np.arange(4), None, "agreement"),
-        (normal(4, 3, 8, 8), None, "sqnr"),
-        (normal(4, 1), None, "sqnr"),
-        (normal(4), None, "sqnr"),
-        (0.1 * normal(4, 8), None, "sqnr"),
-        (3 + 0.1 * normal(4, 8), None, "r2"),
-        (3 + 0.1 * normal(4, 1), None, "r2"),
-        ([3, 5, 2] + 0.5 * np.sin(np.arange(60)).reshape(20, 3), None, "r2"),
-        ([3, 5, 2] + 0.5 * np.sin(np.arange(12)).reshape(4, 3), None, "agreement"),
-        (3 + 0.1 * normal(4, 3, 8, 8), None, "r2"),
-        (np.ones((4, 1), np.float32), None, "sqnr"),
-        (np.eye(200, dtype=np.float32)[:4], None, "agreement"),
-        (np.array(["a", "b"]), None, "sqnr"),
+        (normal(4, 3), "agreement"),
+        (normal(4, 6, 3), "agreement"),
+        (normal(4, 8) / np.linalg.norm(normal(4, 8), axis=1, keepdims=True), "cosine"),
+        (np.eye(4, dtype=np.float32), "agreement"),
+        (np.arange(4), "agreement"),
+        (normal(4, 3, 8, 8), "sqnr"),
+        (normal(4, 1), "sqnr"),
+        (normal(4), "sqnr"),
+        (0.1 * normal(4, 8), "sqnr"),
+        (3 + 0.1 * normal(4, 8), "r2"),
+        (3 + 0.1 * normal(4, 1), "r2"),
+        ([3, 5, 2] + 0.5 * np.sin(np.arange(60)).reshape(20, 3), "r2"),
+        ([3, 5, 2] + 0.5 * np.sin(np.arange(12)).reshape(4, 3), "agreement"),
+        (3 + 0.1 * normal(4, 3, 8, 8), "r2"),
+        (np.ones((4, 1), np.float32), "sqnr"),
+        (np.eye(200, dtype=np.float32)[:4], "agreement"),
+        (np.array(["a", "b"]), "sqnr"),
     ],
 )
-def test_the_metric_that_nobody_names_suits_labels_and_output(output, labels, name):
-    assert default_metric({"y": output}, labels) == name
+def test_the_metric_that_nobody_names_suits_the_output(output, name):
+    assert default_metric({"y": output}) == name
     if np.asarray(output).dtype.kind != "U":
-        assert Judge(metric(name), {"y": np.asarray(output)}, labels).drop({"y": output}).value == 0.0
+        assert Judge(metric(name), {"y": np.asarray(output)}, None).drop({"y": output}).value == 0.0
 
 
 BOXES = np.abs(normal(4, 6, 20))
 
 
 def doubt_of(output) -> str | None:
-    return doubt_of_default({"y": output}, default_metric({"y": output}, None))
+    return doubt_of_default({"y": output}, default_metric({"y": output}))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +103,8 @@ def test_each_output_is_compared_by_what_suits_it(outputs, names):
 
 def test_what_is_highest_nearly_everywhere_says_little():
     """A detector that never finds anything would agree at 95 % of the places."""
-    assert default_metric({"y": sparse(20, 30)}, None) == "r2"
-    assert default_metric({"y": sparse(20, 30, share=0.4)}, None) == "agreement"
+    assert default_metric({"y": sparse(20, 30)}) == "r2"
+    assert default_metric({"y": sparse(20, 30, share=0.4)}) == "agreement"
 
 
 def test_labels_are_those_of_the_first_output():
