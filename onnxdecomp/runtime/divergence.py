@@ -11,7 +11,8 @@ from math import inf, isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxdecomp.runtime.evaluate import Outputs, varying
+from onnxdecomp.runtime.evaluate import Outputs
+from onnxdecomp.runtime.power import noise_powers, signal_powers
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
@@ -139,7 +140,7 @@ class Divergence:
             pairs = [(outputs[name], array) for name, array in self._reference.items()]
             return float(np.mean([np.mean(np.asarray(ours != theirs)) for ours, theirs in pairs]))
         found = [
-            float(noise_over_signal(np.asarray(_power(outputs[name], self._reference[name])), power))
+            float(noise_over_signal(_total(noise_powers, outputs[name], self._reference[name]), power))
             for name, power in self._powers.items()
         ]
         return float(np.mean(found))
@@ -147,14 +148,16 @@ class Divergence:
     @cached_property
     def _powers(self) -> dict[str, FloatArray]:
         """The power of each output of floating point, of its finite values."""
-        found = {}
-        for name, array in self._reference.items():
-            if is_float(np.asarray(array)):
-                theirs = np.asarray(array, np.float64)
-                finite = np.isfinite(theirs)
-                signal = varying(np.where(finite, theirs, 0.0)) if self._of_variance else theirs
-                found[name] = np.asarray(np.square(signal[finite]).sum())
-        return found
+        return {
+            name: _total(signal_powers, array, of_variance=self._of_variance)
+            for name, array in self._reference.items()
+            if is_float(np.asarray(array))
+        }
+
+
+def _total(powers: Callable[..., FloatArray], *outputs: Array, **options: bool) -> FloatArray:
+    """Return powers summed over the samples, entries left out that are not finite."""
+    return np.asarray(powers(*map(np.atleast_1d, outputs), finite_only=True, **options).sum())
 
 
 def looks_like_class_scores(outputs: Outputs) -> bool:
@@ -191,20 +194,6 @@ def are_probabilities(scores: Array) -> bool:
     """Tell whether rows along the last axis are probabilities: not negative, with a sum of 1."""
     values = np.asarray(scores, np.float64)
     return bool(np.all(values >= 0) and np.all(np.abs(values.sum(-1) - 1) <= SUM_TOLERANCE))
-
-
-def _power(ours: Array, theirs: Array) -> float:
-    """Return the power of what differs where the second is finite."""
-    ours, theirs = ours.reshape(-1), theirs.reshape(-1)
-    total = 0.0
-    for start in range(0, len(theirs), CHUNK):
-        own, other = (np.asarray(array[start : start + CHUNK], np.float64) for array in (ours, theirs))
-        noise = own - other
-        if not isfinite(power := float(noise @ noise)):
-            noise = noise[np.isfinite(other)]
-            power = float(noise @ noise)
-        total += power
-    return total
 
 
 def are_class_scores(outputs: Outputs) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
+from onnxdecomp.runtime.power import noise_powers, signal_powers
 from onnxdecomp.runtime.rows import by_sample, samples_first
 from onnxdecomp.runtime.samples import LABELS, batch_sizes, batches, load_function
 from onnxdecomp.runtime.session import Array, Model, open_session, read_proto, run
@@ -198,8 +199,8 @@ def psnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
 
 def sqnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
     """Return the signal of the original's first output over what changed, in dB, at most `LIMIT_DB`."""
-    ours, theirs = _rows(outputs), _rows(reference)
-    return _decibels(float(np.mean(np.square(theirs))), float(np.mean(np.square(ours - theirs))))
+    ours, theirs = np.atleast_1d(_first(outputs)), np.atleast_1d(_first(reference))
+    return _decibels(float(signal_powers(theirs).sum()), float(noise_powers(ours, theirs).sum()))
 
 
 def r2(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
@@ -208,14 +209,9 @@ def r2(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
     The truth is the original's output, and the variance is that of each of its values over the samples: what
     is the same for all samples says nothing.
     """
-    ours, theirs = _rows(outputs), _rows(reference)
-    noise, signal = np.square(ours - theirs).sum(), np.square(varying(theirs)).sum()
+    ours, theirs = np.atleast_1d(_first(outputs)), np.atleast_1d(_first(reference))
+    noise, signal = noise_powers(ours, theirs).sum(), signal_powers(theirs, of_variance=True).sum()
     return float(1.0 - noise / signal) if signal > 0 else float(noise == 0.0)
-
-
-def varying(rows: Array) -> Array:
-    """Return values ``(n, ...)`` less the mean of each over the samples."""
-    return np.asarray(rows - rows.mean(axis=0))
 
 
 METRICS = {

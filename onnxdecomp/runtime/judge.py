@@ -25,8 +25,9 @@ from onnxdecomp.runtime.divergence import (
     noise_over_signal,
 )
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.runtime.evaluate import LIMIT_DB, Metric, Outputs, labels_missing, varying
+from onnxdecomp.runtime.evaluate import LIMIT_DB, Metric, Outputs, labels_missing
 from onnxdecomp.runtime.margins import Margins
+from onnxdecomp.runtime.power import blocks, noise_powers, signal_powers, values_of
 from onnxdecomp.runtime.rows import Rows, part
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.suited import compares_classes
@@ -172,13 +173,14 @@ class Judge:
         if np.any(self._broken(outputs)):
             return Drop(inf, 0.0, self._before, nan, self.n_samples)
         after = self._score(outputs)
-        ours, theirs = _rows(outputs), _rows(self._reference)  # (n, values)
         if self._measure.name in ("sqnr", "r2"):
-            signal = theirs if self._measure.name == "sqnr" else varying(theirs)
-            sums = np.stack([np.square(ours - theirs).sum(1), np.square(signal).sum(1)])  # (2, n)
+            own, other = (np.atleast_1d(first_output(found)) for found in (outputs, self._reference))
+            signal = signal_powers(other, of_variance=self._measure.name == "r2")
+            sums = np.stack([noise_powers(own, other), signal])  # (2, n)
             value = float(noise_over_signal(*sums.sum(1)))
             error = _jackknife(noise_over_signal(*_left_out(sums)))
         else:
+            ours, theirs = _rows(outputs), _rows(self._reference)  # (n, values)
             truth = theirs if self._labels is None else _rows({"": self._labels}).reshape(ours.shape)
             sums = np.stack([np.square(rows - truth).mean(1) for rows in (theirs, ours)])  # (2, n)
             value = self._before - after
@@ -223,7 +225,9 @@ class Judge:
 
     def _broken(self, outputs: Outputs) -> NDArray[np.bool_]:
         """Tell of each sample whether its first output is NaN or infinite where the original's is not."""
-        return broken_rows(_rows(outputs), _rows(self._reference))
+        ours, theirs = (np.atleast_1d(first_output(found)) for found in (outputs, self._reference))
+        parts = [broken_rows(values_of(ours[rows]), values_of(theirs[rows])) for rows in blocks(theirs)]
+        return np.concatenate(parts)
 
     def _score(self, outputs: Outputs, rows: Rows | None = None) -> float:
         labels, reference = self._labels, self._reference

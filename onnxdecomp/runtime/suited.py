@@ -13,7 +13,8 @@ from onnxdecomp.runtime.divergence import (
     is_float,
     looks_like_class_scores,
 )
-from onnxdecomp.runtime.evaluate import METRICS, Metric, Outputs, varying
+from onnxdecomp.runtime.evaluate import METRICS, Metric, Outputs
+from onnxdecomp.runtime.power import signal_powers
 from onnxdecomp.runtime.session import Array
 
 LEAST_VARYING = 0.5
@@ -153,10 +154,11 @@ def compares_classes(measure: Metric, reference: Outputs) -> bool:
 
 def _hardly_varies(output: Array) -> bool:
     """Tell whether most of an output ``(n, ...)`` is the same for all samples, but not all of it."""
-    values = np.atleast_1d(np.asarray(output, np.float64))
-    rows = values.reshape(len(values), -1)
-    finite = rows[:, np.all(np.isfinite(rows), axis=0)]
-    varies, power = float(np.square(varying(finite)).sum()), float(np.square(finite).sum())
+    samples = np.atleast_1d(output)
+    varies, power = (
+        float(signal_powers(samples, of_variance=of_variance, finite_only=True).sum())
+        for of_variance in (True, False)
+    )
     return 0 < varies < LEAST_VARYING * power
 
 
