@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod, sqrt
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnxdecomp.methods.base import Chain, Ranks
 from onnxdecomp.ranks.study import Candidate
 from onnxdecomp.runtime.in_place import Form, InPlace, profile_variants
 from onnxdecomp.runtime.int8.quantize import as_fast_as_int8
+from onnxdecomp.runtime.latency import random_weights
 from onnxdecomp.runtime.latency_table import STEADY
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.observe import node_times
@@ -169,14 +170,14 @@ def _profiled(
     if not variants:
         spent_ms = node_times(trials.original, feeds, trials.threads)
         return {"dense_ms": {}, "option_ms": {}, "total_ms": sum(spent_ms.values())}, False
-    replaced = [
+    replaced = (
         {
             part.key: _stand_in(part.target.group, option.candidate)
             for layer, place in variant
             for part, option in layer.parts(options[layer.name][place])
         }
         for variant in variants
-    ]
+    )  # one at a time: all of them together may be many times as large as the model
     seconds = PROFILE_SECONDS_OF_LARGE if trials.looks_are_long else PROFILE_SECONDS
     with trials.side_by_side(replaced) as models:
         original, others = profile_variants(
@@ -220,7 +221,7 @@ def _stand_in(group: LayerGroup, candidate: Candidate) -> Replacement:
     """Return a chain of random weights that keep the size of what they are given."""
     rng = np.random.default_rng(0)
     weights = tuple(
-        rng.standard_normal(spec.weight_shape) * sqrt(2 / prod(spec.weight_shape[1:]))
+        random_weights(spec.weight_shape, prod(spec.weight_shape[1:]) / 2, rng, np.float32)
         for spec in candidate.specs
     )
     chain = Chain(group.layer, candidate.method.full_name, candidate.ranks, candidate.specs, weights)

@@ -121,7 +121,7 @@ def test_every_kind_of_layer_can_be_timed_against_its_chains(layer, chain, dtype
 
 
 def test_random_weights_are_neither_denormal_nor_infinite():
-    weights = latency._random((64, 128, 3, 3), 128 * 9, np.random.default_rng(0), np.float16)
+    weights = latency.random_weights((64, 128, 3, 3), 128 * 9, np.random.default_rng(0), np.float16)
     assert np.all(np.isfinite(weights))
     assert np.std(weights) == pytest.approx(1 / np.sqrt(128 * 9), rel=0.05)
 

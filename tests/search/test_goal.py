@@ -53,7 +53,9 @@ def trials(tmp_path):
     def side_by_side(many):
         return nullcontext([built(replaced) for replaced in many])
 
-    return SimpleNamespace(memory=memory, original={}, threads=1, side_by_side=side_by_side)
+    return SimpleNamespace(
+        memory=memory, original={}, threads=1, side_by_side=side_by_side, looks_are_long=False
+    )
 
 
 @pytest.fixture
