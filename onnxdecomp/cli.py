@@ -432,9 +432,11 @@ def verify(
     converted: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model that should do the same.")],
     calibration: Calibration = None,
     metric: Annotated[
-        str,
-        typer.Option(help="top1 | agreement | cosine | psnr | sqnr | r2 | package.module:function"),
-    ] = "sqnr",
+        str | None,
+        typer.Option(
+            help="top1 | agreement | cosine | psnr | sqnr | r2 | package.module:function  [default: sqnr]"
+        ),
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Largest relative error of any output; without it errors are only shown."),

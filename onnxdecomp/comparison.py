@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.table import Table
@@ -9,9 +10,10 @@ from rich.table import Table
 from onnxdecomp.config import Config
 from onnxdecomp.graph.io import load
 from onnxdecomp.proof import VERIFIED_FEEDS
-from onnxdecomp.report.table import count, percent, plain_table, size
+from onnxdecomp.report.table import count, percent, plain_table, relative, size
 from onnxdecomp.runtime import measure
 from onnxdecomp.runtime.compare import ModelCheck, verify_models
+from onnxdecomp.runtime.counted import what_is_counted
 from onnxdecomp.runtime.evaluate import evaluate, metric, outputs_over
 from onnxdecomp.runtime.samples import load_samples
 from onnxdecomp.runtime.session import read_proto
@@ -27,7 +29,7 @@ class Verification:
 
     Args:
         check: The comparison of checker, interface and outputs.
-        metric: Name of the metric.
+        metric: Name of the metric, and of what it compares where that is not the first output.
         score: What it says of the converted model, the original being the reference.
         n_samples: Samples it was taken over; 0 for one random input.
     """
@@ -67,17 +69,20 @@ def verify(
     samples = load_samples(config.calibration, read_proto(first)) if config.calibration else feeds[0]
     if not check.passed:
         return Verification(check, measure.name, float("nan"), 0)
-    reference = outputs_over(first, samples, threads=config.threads)
-    score = evaluate(second, samples, measure, reference=reference, threads=config.threads)
+    counted = {} if config.metric else what_is_counted(first)
+    names = list(dict.fromkeys(chain(*counted.values()))) or None
+    reference = outputs_over(first, samples, names=names, threads=config.threads)
+    score = evaluate(second, samples, measure, reference=reference, names=names, threads=config.threads)
     n_samples = len(next(iter(samples.values()))) if config.calibration else 0
-    return Verification(check, measure.name, score, n_samples)
+    of = next(iter(reference)) if names else ""
+    return Verification(check, f"{measure.name} of {of}" if of else measure.name, score, n_samples)
 
 
 def verification_table(found: Verification) -> Table:
     """Return the errors of every output, and the score."""
     table = plain_table("outputs", "output", "relative error")
     for name, error in found.check.rel_errors.items():
-        table.add_row(name, percent(error))
+        table.add_row(name, relative(error))
     table.add_row("optimizations off and on", percent(found.check.agreement))
     over = f"over {found.n_samples} samples" if found.n_samples else "on one random input"
     table.add_row(f"{found.metric} {over}", f"{found.score:.4g}")

@@ -395,6 +395,17 @@ def test_weights_that_are_inputs_too_are_left_alone_unless_they_are_said_to_be_c
     assert call("verify", "listed.onnx", "out.onnx", "--tolerance", "1e-3").exit_code == WRITTEN
 
 
+def test_models_that_end_in_a_count_are_verified_by_what_is_counted():
+    proto = onnx.load("in.onnx")
+    proto.graph.node.append(onnx.helper.make_node("NonZero", ["y"], ["found"], "count"))
+    del proto.graph.output[:]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("found", onnx.TensorProto.INT64, [2, "K"]))
+    onnx.save(proto, "counts.onnx")
+    result = call("verify", "counts.onnx", "counts.onnx")
+    assert result.exit_code == WRITTEN
+    assert "sqnr of y on one random input" in result.stdout
+
+
 def test_the_package_runs_as_a_module():
     command = [sys.executable, "-m", "onnxdecomp", "convert", "--help"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -78,6 +78,15 @@ def percent(error: float | None) -> str:
     return "" if error is None else f"{100 * error:.3g} %"
 
 
+def relative(error: float) -> str:
+    """Return a relative error in percent; infinite is that of another shape, or of what is not finite.
+
+    >>> relative(0.125), relative(float("inf"))
+    ('12.5 %', 'not comparable')
+    """
+    return percent(error) if isfinite(error) else "not comparable"
+
+
 def some(names: list[str]) -> str:
     """Return the first names of a list and how many more there are.
 
@@ -218,8 +227,7 @@ def _summary(report: Report) -> Table:
             told = _change(found, found.drop_by_margins, found.error_by_margins)
             table.add_row(f"{name} by margins", "", "", told)
     if report.output_error is not None:
-        error = percent(report.output_error) if isfinite(report.output_error) else "of another shape"
-        table.add_row("output error", "", error, "")
+        table.add_row("output error", "", relative(report.output_error), "")
     return table
 
 

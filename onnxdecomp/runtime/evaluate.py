@@ -118,7 +118,10 @@ def outputs_over(
         UsageError: There are too few samples.
         ModelError: onnxruntime cannot run the model on them, or its first output has no row for each sample.
     """
-    session = open_session(model, threads=threads) if names is None else open_outputs(model, names)
+    if names is None:
+        session = open_session(model, threads=threads)
+    else:
+        session = open_outputs(model, names, threads=threads)
     proto = read_proto(model)
     parts = list(in_order(partial(run, session), batches(samples, proto, batch), jobs))
     return all_joined(parts, batch_sizes(samples, proto, batch))
@@ -130,6 +133,7 @@ def evaluate(
     measure: Metric,
     *,
     reference: Outputs,
+    names: Sequence[str] | None = None,
     threads: int = 1,
     batch: int = BATCH,
 ) -> float:
@@ -140,6 +144,7 @@ def evaluate(
         samples: As `load_samples` returns them, with ``labels`` where the metric needs them.
         measure: The metric.
         reference: Outputs of the original on the same samples, from `outputs_over`.
+        names: As `outputs_over` takes them.
         threads: Threads inside an operator.
         batch: Samples run at once where the model allows it.
 
@@ -149,7 +154,7 @@ def evaluate(
     labels = samples.get(LABELS)
     if measure.needs_labels and labels is None:
         raise labels_missing(measure.name)
-    outputs = outputs_over(model, samples, threads=threads, batch=batch)
+    outputs = outputs_over(model, samples, names=names, threads=threads, batch=batch)
     if labels is not None:
         labels = labels[: len(_first(outputs))]  # the last samples may not have filled a fixed batch
     return float(measure.score(outputs, labels, reference))
@@ -284,7 +289,7 @@ def all_joined(parts: Sequence[Outputs], sizes: Sequence[int] | None) -> dict[st
         raise ModelError(
             f"Output '{first}' has {_n_rows(found[first])} rows for {sum(sizes)} samples, which says nothing "
             "of single ones. Without --metric and labels what is counted in it is compared, where that is "
-            "known; without --calibration the weights alone decide."
+            "known; a conversion without --calibration goes by the weights alone."
         )
     return split
 
