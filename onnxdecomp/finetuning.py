@@ -20,12 +20,12 @@ from onnxdecomp.graph.trainable import all_of, check_floating, decomposed_of, ha
 from onnxdecomp.graph.write_back import NumbersWriter
 from onnxdecomp.report.outcome import BeforeAfter
 from onnxdecomp.report.table import SHARES, count, plain_table
+from onnxdecomp.runtime.compared import Compared
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.runtime.evaluate import metric, outputs_over
+from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.jury import Jury
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.runtime.suited import suited_metrics
 from onnxdecomp.search.parts import load_evaluation
 from onnxdecomp.search.track import Track, untracked
 from onnxdecomp.tune.settings import ALL, DECOMPOSED, Settings, configured
@@ -299,17 +299,18 @@ def _judged(
         return None
     samples = load_evaluation(settings.evaluation, model.proto)
 
+    compared = Compared(_runnable(original or model), settings.metric, has_labels=LABELS in samples)
+
     def outputs(which: RuntimeModel) -> dict[str, Any]:
-        return outputs_over(which, samples, threads=settings.threads)
+        return outputs_over(which, samples, names=compared.names, threads=settings.threads)
 
     before = outputs(_runnable(model))
     reference = outputs(_runnable(original)) if original is not None else before
     labels = samples.get(LABELS)
     if labels is not None:
         labels = labels[: len(next(iter(reference.values())))]  # the last may not have filled a fixed batch
-    first = next(iter(reference))
-    named = {first: metric(settings.metric)} if settings.metric else None
-    metrics = named or suited_metrics(reference, labels)
+    metrics = compared.metrics(reference, labels)
+    first = next(iter(metrics))
     jury = Jury(metrics, reference, labels)
     jury.drop(before)  # refuses what cannot be compared before anything trains
 

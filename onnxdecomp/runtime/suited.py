@@ -1,7 +1,7 @@
 """Which metric suits the outputs of a model where nobody names one."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
 import numpy as np
 
@@ -19,10 +19,6 @@ from onnxdecomp.runtime.session import Array
 
 LEAST_VARYING = 0.5
 """Share of the power of outputs that varies between samples, below which what does not is left out."""
-
-
-MAX_NAMED = 4
-"""Outputs that a sentence names, before it says how many more there are."""
 
 
 def suited_metrics(
@@ -70,72 +66,6 @@ def default_metric(reference: Outputs) -> str:
 def _of_numbers(output: Array) -> str:
     """Return the metric that compares an output as numbers."""
     return "r2" if is_float(output) and _hardly_varies(output) else "sqnr"
-
-
-def described(metrics: Mapping[str, Metric]) -> str:
-    """Return what a loss is counted in, for a sentence: a metric, or several of which the worst counts."""
-    if len(metrics) == 1:
-        return next(iter(metrics.values())).name
-    return f"the output that loses most ({_by_what(metrics)})"
-
-
-def notes_on(
-    metrics: Mapping[str, Metric],
-    names: Sequence[str],
-    reference: Outputs,
-    *,
-    is_guessed: bool,
-    counted: Mapping[str, Sequence[str]] | None = None,
-) -> list[str]:
-    """Return what is to be said of how outputs are compared.
-
-    Args:
-        metrics: The metric of each output that is compared.
-        names: All outputs of the model, or what stands for them.
-        reference: Outputs of the original that can be compared.
-        is_guessed: Whether nobody named a metric, and there are no labels.
-        counted: What stands for outputs with as many rows as something is found, by their names.
-    """
-    (first, measure), *others = metrics.items()
-    found = []
-    if counted:
-        counts = [f"'{name}'" for name in counted]
-        made_of = list(dict.fromkeys(f"'{name}'" for names in counted.values() for name in names))
-        found.append(
-            f"{_listed(counts)}: as many rows as something is found. What it is found in is compared "
-            f"instead: {_listed(made_of)}."
-        )
-    if others:
-        found.append(
-            "Each output is compared by what seems to suit it, and the one that loses most counts: "
-            f"{_by_what(metrics)}. --metric compares the first alone, or all by a function of your own."
-        )
-    left = _listed([f"'{name}'" for name in names if name not in metrics])
-    if left and is_guessed:
-        found.append(
-            f"What {left} loses is not measured: there is no row for each sample, or a value is not finite."
-        )
-    elif left and measure.compares != "anything":
-        found.append(
-            f"Metric {measure.name} looks at '{first}' alone, the first output. What {left} loses is not "
-            "measured: a function of your own, --metric package.module:function, sees all outputs."
-        )
-    doubt = doubt_of_default(reference, measure.name) if is_guessed and not others else None
-    return found + ([doubt] if doubt else [])
-
-
-def _by_what(metrics: Mapping[str, Metric]) -> str:
-    return _listed([f"'{name}' by {measure.name}" for name, measure in metrics.items()])
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """Return some texts one after the other, and how many more there are.
-
-    >>> _listed(["a", "b", "c", "d", "e", "f"])
-    'a, b, c, d and 2 more'
-    """
-    more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
-    return ", ".join(texts[:MAX_NAMED]) + more
 
 
 def _is_comparable(output: Array) -> bool:

@@ -9,8 +9,8 @@ from onnxdecomp.errors import BudgetError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.ranks.fastest import Fastest
+from onnxdecomp.runtime.compared import described
 from onnxdecomp.runtime.machine import channel_block
-from onnxdecomp.runtime.suited import described
 from onnxdecomp.search.auto import Ballot, Cost, Pick, Search, Weighed, ballot, priced, weighed
 from onnxdecomp.search.forms import Form, find_forms
 from onnxdecomp.search.goal import Goal, InPlaceCosts, cost_of, costs_in_place, counted

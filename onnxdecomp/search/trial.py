@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -15,9 +14,9 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
-from onnxdecomp.runtime.counted import what_is_counted
+from onnxdecomp.runtime.compared import Compared
 from onnxdecomp.runtime.drop import Drop
-from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric, outputs_over
+from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.judge import is_choice
 from onnxdecomp.runtime.jury import Jury
 from onnxdecomp.runtime.pairs import KnownOutputs
@@ -25,7 +24,6 @@ from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.samples import LABELS
 from onnxdecomp.runtime.session import Array
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.runtime.suited import notes_on, suited_metrics
 from onnxdecomp.search.evidence import PROPORTIONS, Evidence, Proportion
 from onnxdecomp.search.looks import Looks
 from onnxdecomp.search.memory import Memory
@@ -101,21 +99,13 @@ class Trials:
         self._model, self.threads, self.jobs = with_data_inside(model, MAX_INSIDE_BYTES), threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
-        is_guessed = metric_name is None and LABELS not in parts.choose
-        counted = what_is_counted(self.original) if is_guessed else {}
-        outputs = [output.name for output in model.proto.graph.output]
-        compared = list(dict.fromkeys(chain(*(counted.get(name, [name]) for name in outputs))))
-        self._names = compared if counted else None
+        compared = Compared(self.original, metric_name, has_labels=LABELS in parts.choose)
+        self._names = compared.names
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)
-        first, *_ = reference
-        named = {first: metric(metric_name)} if metric_name else None
-        numbers = set(chain(*counted.values()))
-        self.metrics: Mapping[str, Metric] = named or suited_metrics(reference, labels, numbers)
-        if labels is None and any(measure.needs_labels for measure in self.metrics.values()):
-            raise labels_missing(str(metric_name))
+        self.metrics: Mapping[str, Metric] = compared.metrics(reference, labels)
         self.metric_name = " and ".join(sorted({measure.name for measure in self.metrics.values()}))
-        self.notes = notes_on(self.metrics, compared, reference, is_guessed=is_guessed, counted=counted)
+        self.notes = compared.notes(self.metrics, reference)
         self._on_fitted: Outputs | None = None
         self._told_by_margins = [
             name

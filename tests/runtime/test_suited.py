@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from onnxdecomp.runtime.evaluate import Metric, metric
+from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.judge import Judge
-from onnxdecomp.runtime.suited import default_metric, described, doubt_of_default, notes_on, suited_metrics
+from onnxdecomp.runtime.suited import default_metric, doubt_of_default, suited_metrics
 
 
 def normal(*shape, seed=0):
@@ -110,33 +110,3 @@ def test_what_is_highest_nearly_everywhere_says_little():
 def test_labels_are_those_of_the_first_output():
     found = suited_metrics({"y": normal(4, 3), "z": normal(4, 3)}, np.zeros(4, np.int64))
     assert {name: measure.name for name, measure in found.items()} == {"y": "top1"}
-
-
-OUTPUTS = {"y": normal(20, 5), "z": normal(20, 3, 4, 4)}
-
-
-@pytest.mark.parametrize(
-    ("metrics", "names", "is_guessed", "said"),
-    [
-        ({"y": "agreement", "z": "sqnr"}, ["y", "z"], True, "'y' by agreement, 'z' by sqnr"),
-        ({"y": "agreement"}, ["y", "n"], True, "What 'n' loses is not measured: there is no row"),
-        ({"y": "top1"}, ["y", "z"], False, "top1 looks at 'y' alone, the first output. What 'z' loses"),
-        ({"y": "top1"}, ["y"], False, None),
-        ({"y": "agreement"}, ["y"], True, None),
-    ],
-)
-def test_what_is_compared_by_what_is_said(metrics, names, is_guessed, said):
-    found = notes_on({k: metric(name) for k, name in metrics.items()}, names, OUTPUTS, is_guessed=is_guessed)
-    assert len(found) == (said is not None)
-    assert said is None or said in found[0]
-
-
-def test_a_function_of_ones_own_sees_all_outputs():
-    assert notes_on({"y": Metric("own:f", lambda *_: 0.0)}, ["y", "z"], OUTPUTS, is_guessed=False) == []
-
-
-def test_many_outputs_are_not_all_named():
-    told = described({f"y{i}": metric("sqnr") for i in range(9)})
-    assert "'y3' by sqnr and 5 more" in told
-    assert "y4" not in told
-    assert described({"y": metric("sqnr")}) == "sqnr"
