@@ -102,7 +102,7 @@ def convert(
         str | None,
         typer.Option(
             help="top1 | agreement | cosine | psnr | sqnr | r2 | package.module:function "
-            " [default: what suits]"
+            " [default: top1 with labels, else every output by what suits it]"
         ),
     ] = None,
     max_drop: Annotated[
