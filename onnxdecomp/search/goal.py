@@ -159,7 +159,8 @@ def _profiled(
     """Profile whole models, in the i-th of which every layer is its i-th option.
 
     So what is reordered between layouts counts where it happens, and all options of all layers cost as many
-    models as a single layer has options, its forms included. The weights are random, which the clock does
+    models as a single layer has options, its forms included. A layer that has fewer of them stands as its
+    cheapest one in the others, which is small and quick. The weights are random, which the clock does
     not see: the chains themselves may not be made yet.
 
     Returns:
@@ -173,7 +174,7 @@ def _profiled(
     replaced = (
         {
             part.key: _stand_in(part.target.group, option.candidate)
-            for layer, place in variant
+            for layer, place in [*variant, *_cheapest_rest(variant, layers)]
             for part, option in layer.parts(options[layer.name][place])
         }
         for variant in variants
@@ -214,6 +215,20 @@ def _together(
                 found.append([])
             taken[number] |= keys
             found[number].append((layer, place))
+    return found
+
+
+def _cheapest_rest(
+    variant: Sequence[tuple[LayerOptions, int]], layers: Sequence[LayerOptions]
+) -> list[tuple[LayerOptions, int]]:
+    """Return the cheapest option of each layer that a model has none of."""
+    taken = {group.layer.key for layer, _ in variant for group in layer.groups}
+    found = []
+    for layer in layers:
+        keys = {group.layer.key for group in layer.groups}
+        if taken.isdisjoint(keys):
+            found.append((layer, -1))
+            taken |= keys
     return found
 
 

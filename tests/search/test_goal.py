@@ -84,7 +84,7 @@ FEEDS = {"x": np.zeros((1, 16, 12, 12), np.float32)}
 def test_the_nth_model_has_the_nth_option_of_every_layer(trials, profiles):
     seen = profiles(STEADY_MS)
     found = costs_in_place([layer("a", 32, 8), layer("b", 16)], trials, FEEDS)
-    assert seen == [[{"a": 32, "b": 16}, {"a": 8}]]
+    assert seen == [[{"a": 32, "b": 16}, {"a": 8, "b": 16}]]
     assert found.dense_ms == {"a": 3.0, "b": 5.0}
     assert found.option_ms == {
         ("a", SVD.full_name, (32,)): 0.32,
