@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from onnxdecomp.proof import VERIFIED_FEEDS
 from onnxdecomp.report.table import count, percent, plain_table, relative, size
 from onnxdecomp.runtime import measure
 from onnxdecomp.runtime.compare import ModelCheck, verify_models
-from onnxdecomp.runtime.counted import what_is_counted
+from onnxdecomp.runtime.compared_outputs import ComparedOutputs
 from onnxdecomp.runtime.evaluate import evaluate, metric, outputs_over
 from onnxdecomp.runtime.samples import load_samples
 from onnxdecomp.runtime.session import read_proto
@@ -69,8 +68,7 @@ def verify(
     samples = load_samples(config.calibration, read_proto(first)) if config.calibration else feeds[0]
     if not check.passed:
         return Verification(check, measure.name, float("nan"), 0)
-    counted = {} if config.metric else what_is_counted(first)
-    names = list(dict.fromkeys(chain(*counted.values()))) or None
+    names = ComparedOutputs(first, config.metric, has_labels=False).names
     reference = outputs_over(first, samples, names=names, threads=config.threads)
     score = evaluate(second, samples, measure, reference=reference, names=names, threads=config.threads)
     n_samples = len(next(iter(samples.values()))) if config.calibration else 0

@@ -20,7 +20,7 @@ from onnxdecomp.graph.trainable import all_of, check_floating, decomposed_of, ha
 from onnxdecomp.graph.write_back import NumbersWriter
 from onnxdecomp.report.outcome import BeforeAfter
 from onnxdecomp.report.table import SHARES, count, plain_table
-from onnxdecomp.runtime.compared import Compared
+from onnxdecomp.runtime.compared_outputs import ComparedOutputs
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.jury import Jury
@@ -299,7 +299,7 @@ def _judged(
         return None
     samples = load_evaluation(settings.evaluation, model.proto)
 
-    compared = Compared(_runnable(original or model), settings.metric, has_labels=LABELS in samples)
+    compared = ComparedOutputs(_runnable(original or model), settings.metric, has_labels=LABELS in samples)
 
     def outputs(which: RuntimeModel) -> dict[str, Any]:
         return outputs_over(which, samples, names=compared.names, threads=settings.threads)

@@ -15,7 +15,7 @@ import onnx
 from onnxdecomp.config import Config
 from onnxdecomp.decomposing import Run, decider, decomposed_within
 from onnxdecomp.errors import TooFewSamplesError, UsageError, unknown_name
-from onnxdecomp.graph.constant_weights import overridable, with_constant_weights
+from onnxdecomp.graph.constant_weights import with_constant_weights
 from onnxdecomp.graph.io import Model, ModelWriter, load
 from onnxdecomp.graph.opset import raise_opset
 from onnxdecomp.proof import footprint, prove_model
@@ -71,7 +71,7 @@ def convert(
         model = load(source)
         if config.opset is not None:
             model = raise_opset(model, config.opset)
-        n_defaults = len(overridable(model.proto.graph))
+        n_inputs = len(model.proto.graph.input)
         if config.constant_weights:
             model = with_constant_weights(model)
         if config.finetune is not None:
@@ -80,7 +80,7 @@ def convert(
         found, notes = find_with_shapes(model, config)
         targets = plan_targets(found, config)
     report = begun(model, source, output, config, notes)
-    n_constant = n_defaults - len(overridable(model.proto.graph))
+    n_constant = n_inputs - len(model.proto.graph.input)
     if n_constant:
         report.notes.append(
             f"{n_constant} weights that were inputs too are constants, before as after: both are timed so."

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxdecomp.graph.constant_weights import MAY_BE_OVERRIDDEN
+from onnxdecomp.graph.constant_weights import MAY_BE_OVERRIDDEN, is_overridable
 from onnxdecomp.graph.decode import bytes_per_element, decode
 from onnxdecomp.graph.draft import Draft
 from onnxdecomp.graph.external import tensor_bytes
@@ -96,7 +96,7 @@ class CodebookWriter:
         old_ir = self._ir_version <= _IR_WITHOUT_HIDDEN_CONSTANTS
         if old_ir and scope:
             return f"it stands in a body of a model of IR version {self._ir_version}"
-        if not old_ir and any(value.name == name for value in graph.input):
+        if is_overridable(name, graph, self._ir_version):
             return MAY_BE_OVERRIDDEN
         size_bytes = tensor_bytes(constant.tensor)
         if size_bytes > self._limit_bytes:

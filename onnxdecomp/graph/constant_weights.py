@@ -20,6 +20,11 @@ def overridable(graph: onnx.GraphProto) -> set[str]:
     return {tensor.name for tensor in graph.initializer} & {value.name for value in graph.input}
 
 
+def is_overridable(name: str, graph: onnx.GraphProto, ir_version: int) -> bool:
+    """Tell whether a caller may give another value for an initializer of a graph."""
+    return ir_version >= IR_WITH_DEFAULTS and any(value.name == name for value in graph.input)
+
+
 def with_constant_weights(model: Model) -> Model:
     """Return the model without the inputs that have a default: no caller may override them any more.
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxdecomp.graph.constant_weights import IR_WITH_DEFAULTS, MAY_BE_OVERRIDDEN
+from onnxdecomp.graph.constant_weights import MAY_BE_OVERRIDDEN, is_overridable
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.walk import walk
 
@@ -86,8 +86,7 @@ class Lens:
             scope = scope.parent
         if scope is None or values.tensor is not self._initializers[scope][tensor.name]:
             return f"the name '{tensor.name}' of its weight stands for two tensors"
-        is_default = self.model.proto.ir_version >= IR_WITH_DEFAULTS
-        if is_default and any(value.name == tensor.name for value in scope.proto.input):
+        if is_overridable(tensor.name, scope.proto, self.model.proto.ir_version):
             return MAY_BE_OVERRIDDEN
         return scope, values.tensor
 

@@ -8,6 +8,7 @@ import onnx
 from onnx.checker import ValidationError
 
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.graph.constant_weights import overridable
 from onnxdecomp.graph.external import is_external
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import STANDARD_DOMAINS, opset
@@ -57,7 +58,7 @@ def raise_opset(model: Model, version: int) -> Model:
 
 def _raise_ir(proto: onnx.ModelProto) -> None:
     if proto.ir_version <= _IR_WITHOUT_HIDDEN_CONSTANTS:
-        remove(proto.graph.input, {tensor.name for tensor in proto.graph.initializer})
+        remove(proto.graph.input, overridable(proto.graph))
     standard = [entry for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS]
     proto.ir_version = max(proto.ir_version, onnx.helper.find_min_ir_version_for(standard))
 

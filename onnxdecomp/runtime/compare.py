@@ -224,11 +224,10 @@ def _checker_complaint(model: Model) -> str | None:
 
 def _interface_problems(original: Model, converted: Model) -> list[str]:
     before, after = read_proto(original).graph, read_proto(converted).graph
+    constant = overridable(before) - {value.name for value in after.input}  # a caller may not override it now
+    inputs = [value for value in before.input if value.name not in constant]
     problems = []
-    for kind in ("input", "output"):
-        got = getattr(after, kind)
-        gone = overridable(before) - {value.name for value in got}  # a default that became a constant
-        expected = [value for value in getattr(before, kind) if kind == "output" or value.name not in gone]
+    for kind, expected, got in (("input", inputs, after.input), ("output", before.output, after.output)):
         names, new_names = [v.name for v in expected], [v.name for v in got]
         if names != new_names:
             problems.append(f"The {kind}s are called {new_names} instead of {names}.")

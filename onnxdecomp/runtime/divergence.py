@@ -4,7 +4,7 @@ A drop in accuracy is counted in whole samples, so a few hundred do not tell sma
 outputs move does, and it needs no labels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import inf, isfinite
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxdecomp.runtime.evaluate import Outputs
-from onnxdecomp.runtime.power import noise_powers, signal_powers
+from onnxdecomp.runtime.power import blocks, noise_powers, signal_powers
 from onnxdecomp.runtime.session import Array
 
 FloatArray = NDArray[np.float64]
@@ -36,9 +36,6 @@ MUCH_LARGER = 10.0
 
 MIN_TELLING_ROWS, MAX_TELLING_ROWS = 16, 4096
 """Rows that tell whether numbers are scores, at the least and at the most."""
-
-CHUNK = 2**16
-"""Values that are compared at once: few enough to stay in a processor's cache."""
 
 MAX_VALUES = 2**22
 """Class scores that are compared at most; of more, rows that are drawn evenly stand for all. Words of a large
@@ -102,7 +99,7 @@ class Divergence:
 
     def _mean_kl(self, outputs: Outputs) -> float:
         ours, theirs = _rows_of(outputs), _rows_of(self._reference)  # (n steps, C)
-        if any(np.any(broken_rows(ours[rows], theirs[rows])) for rows in _some_at_a_time(*theirs.shape)):
+        if any(np.any(broken_rows(ours[rows], theirs[rows])) for rows in blocks(*theirs.shape)):
             return inf
         parts = [
             (weights, log_p, p, self._logs(np.asarray(ours[rows], np.float64)))
@@ -125,7 +122,7 @@ class Divergence:
         compared = _drawn(n_rows, max(1, MAX_VALUES // n_classes))
         share = weights[compared].sum() / weights.sum()
         found = []
-        for some in _some_at_a_time(len(compared), n_classes):
+        for some in blocks(len(compared), n_classes):
             rows = compared[some]
             log_p = self._logs(np.asarray(scores[rows], np.float64))
             found.append((rows, weights[rows] / share, log_p, np.exp(log_p)))
@@ -266,13 +263,6 @@ def _drawn(n_rows: int, n_wanted: int) -> Rows:
     if n_rows <= n_wanted:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng(0).choice(n_rows, n_wanted, replace=False))
-
-
-def _some_at_a_time(n_rows: int, n_classes: int) -> Iterator[slice]:
-    """Yield slices of so many rows that `CHUNK` values are in them."""
-    step = max(1, CHUNK // n_classes)
-    for start in range(0, n_rows, step):
-        yield slice(start, start + step)
 
 
 def _best_factor(parts: Sequence[_Part]) -> float:

@@ -175,8 +175,7 @@ class Judge:
         after = self._score(outputs)
         if self._measure.name in ("sqnr", "r2"):
             own, other = (np.atleast_1d(first_output(found)) for found in (outputs, self._reference))
-            signal = signal_powers(other, of_variance=self._measure.name == "r2")
-            sums = np.stack([noise_powers(own, other), signal])  # (2, n)
+            sums = np.stack([noise_powers(own, other), self._signal_powers])  # (2, n)
             value = float(noise_over_signal(*sums.sum(1)))
             error = _jackknife(noise_over_signal(*_left_out(sums)))
         else:
@@ -197,6 +196,12 @@ class Judge:
         if lengths == {(self.n_samples,)}:
             error = _jackknife(self._rests_before - [self._score(outputs, rows) for rows in self._rests])
         return Drop(self._before - after, error, self._before, after, self.n_samples)
+
+    @cached_property
+    def _signal_powers(self) -> FloatArray:
+        """What noise is put in relation to, of each sample, ``(n,)``."""
+        reference = np.atleast_1d(first_output(self._reference))
+        return signal_powers(reference, of_variance=self._measure.name == "r2")
 
     @cached_property
     def _scores_before(self) -> FloatArray:
@@ -226,8 +231,8 @@ class Judge:
     def _broken(self, outputs: Outputs) -> NDArray[np.bool_]:
         """Tell of each sample whether its first output is NaN or infinite where the original's is not."""
         ours, theirs = (np.atleast_1d(first_output(found)) for found in (outputs, self._reference))
-        parts = [broken_rows(values_of(ours[rows]), values_of(theirs[rows])) for rows in blocks(theirs)]
-        return np.concatenate(parts)
+        every = blocks(self.n_samples, theirs.size // self.n_samples)
+        return np.concatenate([broken_rows(values_of(ours[rows]), values_of(theirs[rows])) for rows in every])
 
     def _score(self, outputs: Outputs, rows: Rows | None = None) -> float:
         labels, reference = self._labels, self._reference

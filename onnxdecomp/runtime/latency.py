@@ -181,7 +181,7 @@ def time_chains(
     if layer.in_shape is None:
         raise ValueError(f"{layer.key}: the shape of the input is unknown")
     rng = np.random.default_rng(seed)
-    source = random_weights(data_shape(layer, layer.in_shape), 1, rng, dtype)
+    source = random_numbers(data_shape(layer, layer.in_shape), 1, rng, dtype)
     chains = [(layer.spec,), *(tuple(chain) for chain in candidates)]
     runs = {str(n): _bound_run(layer, chain, source, threads, rng) for n, chain in enumerate(chains)}
     timings = time_interleaved(
@@ -200,8 +200,8 @@ def _bound_run(
 ) -> Callable[[], object]:
     """Return a call that runs `chain` on `source` with its buffers bound, so that nothing is copied."""
     dtype = source.dtype
-    weights = [random_weights(spec.weight_shape, prod(spec.weight_shape[1:]), rng, dtype) for spec in chain]
-    bias = None if layer.op_type == "MatMul" else random_weights((layer.out_channels,), 1, rng, dtype)
+    weights = [random_numbers(spec.weight_shape, prod(spec.weight_shape[1:]), rng, dtype) for spec in chain]
+    bias = None if layer.op_type == "MatMul" else random_numbers((layer.out_channels,), 1, rng, dtype)
     session = open_session(layer_model(layer, chain, weights, bias, dtype), threads=threads)
     result = run(session, {"x": source})["y"]
     binding = session.io_binding()
@@ -210,7 +210,7 @@ def _bound_run(
     return lambda: session.run_with_iobinding(binding)
 
 
-def random_weights(
+def random_numbers(
     shape: tuple[int, ...], fan_in: float, rng: np.random.Generator, dtype: np.dtype | type
 ) -> NDArray[np.floating]:
     """Return numbers of standard deviation ``1 / sqrt(fan_in)``, made by repeating a block."""

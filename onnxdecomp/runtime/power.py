@@ -28,7 +28,7 @@ def noise_powers(ours: Array, theirs: Array, *, finite_only: bool = False) -> Fl
         ``(n,)``.
     """
     found = np.zeros(len(theirs))
-    for rows in blocks(theirs):
+    for rows in blocks(*_size(theirs)):
         other = values_of(theirs[rows])
         with np.errstate(all="ignore"):
             noise = values_of(ours[rows]) - other
@@ -50,18 +50,19 @@ def signal_powers(outputs: Array, *, of_variance: bool = False, finite_only: boo
         ``(n,)``.
     """
 
-    def values(rows: slice) -> FloatArray:
-        found = values_of(outputs[rows])
-        return np.where(np.isfinite(found), found, 0.0) if finite_only else found
+    def finite(values: FloatArray, where: FloatArray) -> FloatArray:
+        return np.where(np.isfinite(where), values, 0.0) if finite_only else values
 
+    every = list(blocks(*_size(outputs)))
     mean: FloatArray | float = 0.0
     if of_variance:
-        mean = sum((values(rows).sum(axis=0) for rows in blocks(outputs)), np.zeros(1)) / len(outputs)
+        for own in (values_of(outputs[rows]) for rows in every):
+            mean = mean + finite(own, own).sum(axis=0)
+        mean = mean / len(outputs)
     found = np.zeros(len(outputs))
-    for rows in blocks(outputs):
-        signal = values(rows) - mean
-        if finite_only:
-            signal = np.where(np.isfinite(values_of(outputs[rows])), signal, 0.0)
+    for rows in every:
+        own = values_of(outputs[rows])
+        signal = finite(own - mean, own)
         found[rows] = np.einsum("ij,ij->i", signal, signal)
     return found
 
@@ -71,8 +72,13 @@ def values_of(rows: Array) -> FloatArray:
     return np.asarray(rows, np.float64).reshape(len(rows), -1)
 
 
-def blocks(outputs: Array) -> Iterator[slice]:
-    """Yield slices of samples of `BLOCK` values, or of one."""
-    step = max(1, BLOCK * len(outputs) // max(outputs.size, 1))
-    for start in range(0, len(outputs), step):
+def blocks(n_rows: int, n_values: int) -> Iterator[slice]:
+    """Yield slices of rows of so many values each, `BLOCK` values together at the most, or one row."""
+    step = max(1, BLOCK // max(n_values, 1))
+    for start in range(0, n_rows, step):
         yield slice(start, start + step)
+
+
+def _size(outputs: Array) -> tuple[int, int]:
+    """Return the number of samples, and of the values of one."""
+    return len(outputs), outputs.size // max(len(outputs), 1)

@@ -14,7 +14,7 @@ from onnxdecomp.methods.base import Chain, Ranks
 from onnxdecomp.ranks.study import Candidate
 from onnxdecomp.runtime.in_place import Form, InPlace, profile_variants
 from onnxdecomp.runtime.int8.quantize import as_fast_as_int8
-from onnxdecomp.runtime.latency import random_weights
+from onnxdecomp.runtime.latency import random_numbers
 from onnxdecomp.runtime.latency_table import STEADY
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.observe import node_times
@@ -236,7 +236,7 @@ def _stand_in(group: LayerGroup, candidate: Candidate) -> Replacement:
     """Return a chain of random weights that keep the size of what they are given."""
     rng = np.random.default_rng(0)
     weights = tuple(
-        random_weights(spec.weight_shape, prod(spec.weight_shape[1:]) / 2, rng, np.float32)
+        random_numbers(spec.weight_shape, prod(spec.weight_shape[1:]) / 2, rng, np.float32)
         for spec in candidate.specs
     )
     chain = Chain(group.layer, candidate.method.full_name, candidate.ranks, candidate.specs, weights)

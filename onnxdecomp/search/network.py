@@ -9,7 +9,7 @@ from onnxdecomp.errors import BudgetError
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.weights import weight_problem
 from onnxdecomp.ranks.fastest import Fastest
-from onnxdecomp.runtime.compared import described
+from onnxdecomp.runtime.compared_outputs import described
 from onnxdecomp.runtime.machine import channel_block
 from onnxdecomp.search.auto import Ballot, Cost, Pick, Search, Weighed, ballot, priced, weighed
 from onnxdecomp.search.forms import Form, find_forms

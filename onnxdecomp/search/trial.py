@@ -14,7 +14,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.find import LayerGroup
 from onnxdecomp.graph.io import Model, ModelWriter, with_data_inside
 from onnxdecomp.graph.rewrite import Rewriter
-from onnxdecomp.runtime.compared import Compared
+from onnxdecomp.runtime.compared_outputs import ComparedOutputs
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.judge import is_choice
@@ -99,7 +99,7 @@ class Trials:
         self._model, self.threads, self.jobs = with_data_inside(model, MAX_INSIDE_BYTES), threads, jobs
         self.parts, self.memory = parts, memory
         self.original: RuntimeModel = model.path or model.proto
-        compared = Compared(self.original, metric_name, has_labels=LABELS in parts.choose)
+        compared = ComparedOutputs(self.original, metric_name, has_labels=LABELS in parts.choose)
         self._names = compared.names
         reference = self._original_outputs("choose", parts.choose)
         labels = _labels(parts.choose, reference)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from onnxdecomp.runtime import divergence as divergence_module
+from onnxdecomp.runtime import power
 from onnxdecomp.runtime.divergence import Divergence, looks_like_class_scores
 
 ROUNDING = 1e-9
@@ -157,11 +158,11 @@ def test_samples_that_count_for_more_do_so_among_some_rows_too(monkeypatch):
     assert Divergence({"y": theirs}, weights).of({"y": ours}) == pytest.approx(whole, rel=0.15)
 
 
-@pytest.mark.parametrize("chunk", [1, 30, 31])
-def test_comparing_a_few_values_at_once_gives_the_same(monkeypatch, chunk):
+@pytest.mark.parametrize("block", [1, 30, 31])
+def test_comparing_a_few_values_at_once_gives_the_same(monkeypatch, block):
     ours, theirs = np.random.default_rng(0).normal(size=(2, 17, 3, 5))
     whole = [measure(ours, theirs) for measure in (divergence, up_to_factor)]
-    monkeypatch.setattr(divergence_module, "CHUNK", chunk)
+    monkeypatch.setattr(power, "BLOCK", block)
     assert [measure(ours, theirs) for measure in (divergence, up_to_factor)] == pytest.approx(
         whole, rel=ROUNDING
     )

@@ -120,8 +120,8 @@ def test_every_kind_of_layer_can_be_timed_against_its_chains(layer, chain, dtype
     assert all(timing.min_ms > 0 for timing in (dense, *chains))
 
 
-def test_random_weights_are_neither_denormal_nor_infinite():
-    weights = latency.random_weights((64, 128, 3, 3), 128 * 9, np.random.default_rng(0), np.float16)
+def test_random_numbers_are_neither_denormal_nor_infinite():
+    weights = latency.random_numbers((64, 128, 3, 3), 128 * 9, np.random.default_rng(0), np.float16)
     assert np.all(np.isfinite(weights))
     assert np.std(weights) == pytest.approx(1 / np.sqrt(128 * 9), rel=0.05)
 

@@ -12,7 +12,7 @@ MAX_NAMED = 4
 """Outputs that a sentence names, before it says how many more there are."""
 
 
-class Compared:
+class ComparedOutputs:
     """The outputs of a model that are compared, or what stands for them.
 
     Args:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.runtime.compared import Compared, described
+from onnxdecomp.runtime.compared_outputs import ComparedOutputs, described
 from onnxdecomp.runtime.evaluate import Outputs, metric
 from tests.graph.models import parse
 
@@ -42,7 +42,7 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
     ],
 )
 def test_what_is_compared_by_what_is_said(proto, name, labels, metrics, said):
-    compared = Compared(proto, name, has_labels=labels is not None)
+    compared = ComparedOutputs(proto, name, has_labels=labels is not None)
     names = compared.names or [output.name for output in proto.graph.output if output.name != "found"]
     reference = {output: SCORES.round().astype(int) if proto is HIDDEN else SCORES for output in names}
     found = compared.metrics(reference, labels)
@@ -54,12 +54,12 @@ def test_what_is_compared_by_what_is_said(proto, name, labels, metrics, said):
 
 @pytest.mark.parametrize(("proto", "names"), [(TWO, None), (COUNT, ["y"]), (HIDDEN, ["y"])])
 def test_what_is_counted_stands_for_counts(proto, names):
-    assert Compared(proto, None, has_labels=False).names == names
-    assert Compared(proto, "sqnr", has_labels=False).names is None
+    assert ComparedOutputs(proto, None, has_labels=False).names == names
+    assert ComparedOutputs(proto, "sqnr", has_labels=False).names is None
 
 
 def test_an_output_that_nothing_can_be_said_of_is_named():
-    compared = Compared(TWO, None, has_labels=False)
+    compared = ComparedOutputs(TWO, None, has_labels=False)
     reference = {"y": SCORES}
     (said,) = compared.notes(compared.metrics(reference, None), reference)
     assert said.startswith("What 'z' loses is not measured: it has no row for each sample")
@@ -67,7 +67,7 @@ def test_an_output_that_nothing_can_be_said_of_is_named():
 
 def test_a_metric_that_needs_labels_says_so():
     with pytest.raises(UsageError, match="top1 needs an array 'labels'"):
-        Compared(TWO, "top1", has_labels=False).metrics({"y": SCORES}, None)
+        ComparedOutputs(TWO, "top1", has_labels=False).metrics({"y": SCORES}, None)
 
 
 def test_many_outputs_are_not_all_named():
