@@ -32,12 +32,12 @@ from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
 from onnxdecomp.runtime.patches import PatchRows, PatchSums, PlaceSampler, Reader
-from onnxdecomp.runtime.samples import batches
+from onnxdecomp.runtime.samples import batch_sizes, batches
 from onnxdecomp.runtime.session import Array, Feeds, Model, read_proto, run
 from onnxdecomp.weights.moments import Moments, is_thin
 
-Seen = Callable[[Feeds], object]
-"""Takes some tensors of the model on one batch after the other."""
+Seen = Callable[[Feeds, int], object]
+"""Takes some tensors of the model on one batch after the other, and how many samples are in each."""
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps what is worked through, given what is being done, and shows how far that is."""
@@ -140,20 +140,20 @@ def stream_moments(
     """
     proto = read_proto(model)
     wide = {group.layer.key for group in groups if thin and is_thin(group.layer)}
-    for members in _passes(groups, wide, n_samples_in(samples), max_bytes):
+    for members in _passes(groups, wide, _longest(samples), max_bytes):
         names = [site.data for group in members for site in group.main_sites]
         session = open_outputs(model, [*names, *also])
-        feeds = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
-        n_samples = sum(n_samples_in(feed) for feed in feeds)
+        feeds, sizes = sized_feeds([session], samples, proto, max_bytes // ACTIVATION_SHARE)
+        n_samples = sum(sizes)
         gathering = [_Gathering.of(group, seed, n_samples, thin=group.layer.key in wide) for group in members]
-        shown = track(feeds, "gathering moments") if track else feeds
+        shown = track(sizes, "gathering moments") if track else sizes
         batches_run = in_order(partial(run, session), feeds, min(jobs, MAX_AHEAD))
         with threadpool_limits(1, "blas"):
-            for feed, tensors in zip(shown, batches_run, strict=True):
-                add = partial(_Gathering.add, tensors=tensors, n_samples=n_samples_in(feed))
+            for size, tensors in zip(shown, batches_run, strict=True):
+                add = partial(_Gathering.add, tensors=tensors, n_samples=size)
                 deque(in_order(add, gathering, jobs), maxlen=0)
                 if seen and also:
-                    seen({name: tensors[name] for name in also})
+                    seen({name: tensors[name] for name in also}, size)
         del session, tensors
         also = ()
         while gathering:
@@ -251,17 +251,29 @@ def sized_feeds(
     samples: Mapping[str, Array],
     proto: onnx.ModelProto,
     limit_bytes: int,
-) -> list[Feeds]:
-    """Return feeds of as many samples as put out `limit_bytes` at most, found by running the first one."""
+) -> tuple[list[Feeds], list[int]]:
+    """Return feeds of as many samples as put out `limit_bytes` at most, and how many are in each.
+
+    How many that may be is found by running the first sample.
+    """
+    batch = MAX_BATCH
     first = next(batches(samples, proto, 1))
+    (n_first, *_) = _sizes(samples, proto, 1)
     try:
         arrays = [array for session in sessions for array in run(session, first).values()]
     except ModelError:  # its first axis takes other sizes than it says
-        return list(batches(samples, proto, MAX_BATCH))
-    size_bytes = sum(array.nbytes for array in arrays) // n_samples_in(first)
-    return list(batches(samples, proto, min(max(limit_bytes // max(1, size_bytes), 1), MAX_BATCH)))
+        pass
+    else:
+        size_bytes = sum(array.nbytes for array in arrays) // n_first
+        batch = min(max(limit_bytes // max(1, size_bytes), 1), MAX_BATCH)
+    return list(batches(samples, proto, batch)), _sizes(samples, proto, batch)
 
 
-def n_samples_in(feed: Mapping[str, Array]) -> int:
-    """Return how many samples are in a feed: its first axes, which also serve where they are no batch."""
-    return max((len(array) for array in feed.values() if np.ndim(array)), default=1)
+def _sizes(samples: Mapping[str, Array], proto: onnx.ModelProto, batch: int) -> list[int]:
+    """Return how many samples are in each feed; arrays of different lengths are one."""
+    return batch_sizes(samples, proto, batch) or [_longest(samples)]
+
+
+def _longest(samples: Mapping[str, Array]) -> int:
+    """Return how many samples there are; the longest first axis also serves where they are no batch."""
+    return max((len(array) for array in samples.values() if np.ndim(array)), default=1)

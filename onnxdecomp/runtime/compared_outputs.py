@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+import onnx
+
 from onnxdecomp.runtime.counted import what_is_counted
 from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric
 from onnxdecomp.runtime.session import Array, Model, read_proto
@@ -32,7 +34,9 @@ class ComparedOutputs:
         self._named = metric(metric_name) if metric_name else None
         self._is_guessed = metric_name is None and not has_labels
         self._counted = what_is_counted(model) if self._is_guessed else {}
-        outputs = [output.name for output in read_proto(model).graph.output]
+        proto = read_proto(model)
+        outputs = [output.name for output in proto.graph.output]
+        self._along_places = _along_places(proto)
         stand = dict.fromkeys(chain(*(self._counted.get(name, [name]) for name in outputs)))
         self.names = list(stand) if self._counted and stand else None
         self._all = self.names or outputs
@@ -48,7 +52,8 @@ class ComparedOutputs:
             UsageError: The metric that was named needs labels, and there are none.
         """
         if self._named is None:
-            return suited_metrics(reference, labels, set(chain(*self._counted.values())))
+            counted = set(chain(*self._counted.values()))
+            return suited_metrics(reference, labels, counted, self._along_places)
         if labels is None and self._named.needs_labels:
             raise labels_missing(self._named.name)
         return {next(iter(reference)): self._named}
@@ -86,6 +91,16 @@ class ComparedOutputs:
             )
         doubt = doubt_of_default(reference, measure.name) if self._is_guessed and not others else None
         return found + ([doubt] if doubt else [])
+
+
+def _along_places(proto: onnx.ModelProto) -> set[str]:
+    """Return the outputs whose last axis is one of an input's, as the length of a text: places, no classes."""
+    lengths = {length for value in proto.graph.input for length in _named_axes(value)[1:]} - {""}
+    return {value.name for value in proto.graph.output if {*_named_axes(value)[-1:]} & lengths}
+
+
+def _named_axes(value: onnx.ValueInfoProto) -> list[str]:
+    return [axis.dim_param for axis in value.type.tensor_type.shape.dim]
 
 
 def described(metrics: Mapping[str, Metric]) -> str:

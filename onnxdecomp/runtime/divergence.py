@@ -34,6 +34,10 @@ NEARLY_ALWAYS = 0.9
 MUCH_LARGER = 10.0
 """Numbers of one step so many times as large as those of most are no scores of the same classes."""
 
+LARGE_MARGIN = 20.0
+"""How far in nats the highest of some scores is ahead at most, at half of the places or more. Their softmax
+would leave the others less than what a digit of float32 holds."""
+
 MIN_TELLING_ROWS, MAX_TELLING_ROWS = 16, 4096
 """Rows that tell whether numbers are scores, at the least and at the most."""
 
@@ -214,8 +218,11 @@ def are_plain_numbers(scores: Array) -> bool:
         return True
     if are_probabilities(scores):
         return False
-    if np.ndim(scores) == 3 and np.shape(scores)[1] > 1 and (rows.min() >= 0 or not _of_one_size(scores)):
-        return True
+    if np.ndim(scores) == 3 and np.shape(scores)[1] > 1:
+        second, highest = np.partition(rows, -2, axis=1)[:, -2:].T
+        far_ahead = np.median(highest - second) > LARGE_MARGIN
+        if rows.min() >= 0 or far_ahead or not _of_one_size(scores):
+            return True
     logs = log_softmax(rows)
     entropy = -np.sum(np.exp(logs) * np.where(np.isfinite(logs), logs, 0.0), axis=-1)
     return bool(entropy.mean() > EVEN * np.log(rows.shape[1]))

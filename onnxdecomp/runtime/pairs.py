@@ -18,7 +18,6 @@ from onnxdecomp.runtime.activations import (
     ACTIVATION_SHARE,
     MAX_AHEAD,
     MAX_BYTES,
-    n_samples_in,
     n_wanted_of,
     samplers_of,
     sized_feeds,
@@ -117,8 +116,7 @@ class Pairs:
         self._seed, self._max_bytes, self._known = seed, max_bytes, known or KnownOutputs(0)
         self._max_places = max_places
         sized = open_outputs(original, outputs)
-        feeds = sized_feeds([sized], samples, self._proto, max_bytes // ACTIVATION_SHARE)
-        self._sizes = [n_samples_in(feed) for feed in feeds]
+        feeds, self._sizes = sized_feeds([sized], samples, self._proto, max_bytes // ACTIVATION_SHARE)
         n_jobs = min(jobs, MAX_AHEAD)
         self._before, self._after = Passage(feeds, jobs=n_jobs), Passage(feeds, jobs=n_jobs)
 

@@ -1,6 +1,6 @@
 """Which metric suits the outputs of a model where nobody names one."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection
 
 import numpy as np
@@ -22,30 +22,44 @@ LEAST_VARYING = 0.5
 
 
 def suited_metrics(
-    reference: Outputs, labels: Array | None, numbers: Collection[str] = ()
+    reference: Outputs,
+    labels: Array | None,
+    numbers: Collection[str] = (),
+    along_places: Collection[str] = (),
 ) -> dict[str, Metric]:
     """Return the metric of each output that is compared where nobody names one, by name of the output.
 
     With labels that is the first one alone; else all of them that are tensors of finite numbers, and the
-    first whatever it is. Of several with rows for the same places, as detectors have them, only probabilities
-    are taken for classes: the others may be boxes.
+    first whatever it is. Of several for the same places, as detectors have them, rows or a number for each,
+    only probabilities are taken for classes: the others may be boxes.
 
     Args:
         reference: Outputs of the original.
         labels: Of the samples; None where there are none.
         numbers: Outputs that are known to be no scores of classes.
+        along_places: Those whose last axis is known to be places, which are scores of them at the most where
+            they are probabilities.
     """
     (first, _), *_ = reference.items()
     if labels is not None:
         return {first: METRICS["top1"]}
     compared = {name: array for name, array in reference.items() if name == first or _is_comparable(array)}
-    places = Counter(np.shape(array)[1] for array in compared.values() if np.ndim(array) == 3)
+    at_places = _at_shared_places(compared).union(along_places)
     found = {}
     for name, array in compared.items():
-        at_places = np.ndim(array) == 3 and is_float(array) and places[np.shape(array)[1]] > 1
-        is_numbers = name in numbers or (at_places and not are_probabilities(array))
+        is_numbers = name in numbers or (name in at_places and not are_probabilities(array))
         found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array})]
     return found
+
+
+def _at_shared_places(outputs: Outputs) -> set[str]:
+    """Return which outputs, rows ``(n, places, C)`` or numbers ``(n, places)``, share places with rows."""
+    at: defaultdict[int, list[str]] = defaultdict(list)
+    for name, array in outputs.items():
+        if np.ndim(array) in (2, 3) and is_float(array):
+            at[np.shape(array)[1]].append(name)
+    shared = [names for names in at.values() if len(names) > 1]
+    return {name for names in shared if any(np.ndim(outputs[n]) == 3 for n in names) for name in names}
 
 
 def default_metric(reference: Outputs) -> str:

@@ -7,7 +7,7 @@ from onnxdecomp.config import Config
 from onnxdecomp.graph.io import Model
 from onnxdecomp.report.outcome import Accuracy
 from onnxdecomp.runtime.activations import gather_moments
-from onnxdecomp.runtime.evaluate import Outputs, joined
+from onnxdecomp.runtime.evaluate import Outputs, all_joined
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.session import Model as RuntimeModel
 from onnxdecomp.runtime.session import read_proto
@@ -55,7 +55,7 @@ def gathered(
 
     What the original puts out on these samples, if that is wanted, is kept on the way.
     """
-    batches: list[Outputs] = []
+    batches: list[tuple[Outputs, int]] = []
     gather = partial(
         gather_moments,
         trials.original,
@@ -64,11 +64,12 @@ def gathered(
         seed=config.seed,
         track=track,
         also=trials.unknown_outputs,
-        seen=batches.append,
+        seen=lambda outputs, n_samples: batches.append((outputs, n_samples)),
     )
     found = trials.memory.moments([target.group for target in targets if not target.reason], gather)
     if batches:
-        trials.keep_outputs({name: joined(name, [batch[name] for batch in batches]) for name in batches[0]})
+        outputs, sizes = zip(*batches, strict=True)
+        trials.keep_outputs(all_joined(outputs, sizes))
     return found
 
 

@@ -22,6 +22,9 @@ HIDDEN = parse("""g (int64[N, 5] x) => (int64[N, 5] y, int64[2, K] found) {
     y = Neg(x)
     found = NonZero(y)
 }""")
+OF_PLACES = parse("g (float[N, S] x) => (float[N, S] y) { y = Neg(x) }")
+OF_ONE = parse("g (float[1, S] x) => (float[S] y) { y = ReduceSum <keepdims = 0> (x) }")
+OF_SAMPLES = parse("g (float[N, S] x) => (float[M, N] y) { y = Transpose(x) }")
 SCORES = normal(20, 5)
 
 
@@ -39,6 +42,9 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
         (COUNT, None, None, {"y": "sqnr"}, "'found': as many rows as something is found."),
         (COUNT, "sqnr", None, {"y": "sqnr"}, "sqnr looks at 'y' alone, the first output. What 'found' loses"),
         (HIDDEN, None, None, {"y": "agreement"}, "What 'found' loses is not measured"),
+        (OF_PLACES, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
+        (OF_ONE, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
+        (OF_SAMPLES, None, None, {"y": "agreement"}, None),
     ],
 )
 def test_what_is_compared_by_what_is_said(proto, name, labels, metrics, said):

@@ -39,6 +39,7 @@ def test_the_metric_that_nobody_names_suits_the_output(output, name):
 
 
 BOXES = np.abs(normal(4, 6, 20))
+PIXELS = 200 * normal(4, 30, 20)
 
 
 def doubt_of(output) -> str | None:
@@ -52,6 +53,7 @@ def doubt_of(output) -> str | None:
         (3 + 0.1 * normal(4, 20), "r2"),
         (BOXES, "r2"),
         (np.concatenate([BOXES, 300 * BOXES[:, :1]], axis=1) - 0.1, "r2"),
+        (PIXELS, "sqnr"),
     ],
 )
 def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(output, name):
@@ -91,6 +93,9 @@ EMBEDDINGS = normal(20, 8) / np.linalg.norm(normal(20, 8), axis=1, keepdims=True
         ({"e": 3 + 0.1 * normal(20, 4), "y": np.arange(20)}, {"e": "r2", "y": "agreement"}),
         ({"p": softmax(3 * normal(20, 30, 6)), "b": 3 * normal(20, 30, 4)}, {"p": "agreement", "b": "sqnr"}),
         ({"l": 3 * normal(20, 30, 6), "b": 3 * normal(20, 31, 4)}, {"l": "agreement", "b": "agreement"}),
+        ({"s": 3 * normal(20, 30), "b": 3 * normal(20, 30, 4)}, {"s": "sqnr", "b": "sqnr"}),
+        ({"p": softmax(3 * normal(20, 30)), "b": 3 * normal(20, 30, 4)}, {"p": "agreement", "b": "sqnr"}),
+        ({"l": 3 * normal(20, 30), "m": 3 * normal(20, 30)}, {"l": "agreement", "m": "agreement"}),
         ({"p": sparse(20, 30), "b": 3 * normal(20, 30, 4)}, {"p": "r2", "b": "sqnr"}),
         ({"y": normal(20, 5), "bad": np.full((20, 3), np.inf), "none": None}, {"y": "agreement"}),
         ({"y": normal(20, 5), "text": np.array(["a"] * 20), "empty": np.zeros((20, 0))}, {"y": "agreement"}),
@@ -110,3 +115,12 @@ def test_what_is_highest_nearly_everywhere_says_little():
 def test_labels_are_those_of_the_first_output():
     found = suited_metrics({"y": normal(4, 3), "z": normal(4, 3)}, np.zeros(4, np.int64))
     assert {name: measure.name for name, measure in found.items()} == {"y": "top1"}
+
+
+def test_what_is_along_places_is_no_classes_unless_it_is_probabilities():
+    outputs = {"boundaries": 3 * normal(20, 30), "pointer": softmax(3 * normal(20, 30))}
+    found = suited_metrics(outputs, None, along_places={"boundaries", "pointer"})
+    assert {name: measure.name for name, measure in found.items()} == {
+        "boundaries": "sqnr",
+        "pointer": "agreement",
+    }

@@ -136,6 +136,19 @@ def test_outputs_on_samples_that_are_fitted_to_are_found_on_the_way_to_moments(
     assert N_SAMPLES // 2 not in counts
 
 
+def test_a_model_without_an_axis_of_samples_is_converted(tmp_path, calibration):
+    """What it puts out on samples it is fitted to is told apart by samples, as what it does on others."""
+    proto = network()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "first"))
+    proto.graph.node.append(helper.make_node("Squeeze", ["y", "first"], ["scores"]))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["C"]))
+    onnx.save(proto, tmp_path / "single.onnx")
+    report = search(tmp_path / "single.onnx", calibration, metric="agreement", max_drop=0.3)
+    assert report.accuracy.drop_by_margins is not None
+
+
 def test_a_metric_that_is_named_looks_at_the_first_output_and_says_so(two_outputs, calibration):
     report = search(two_outputs, calibration, max_drop=0.05, metric="agreement")
     assert report.accuracy.output == ""
