@@ -1,6 +1,6 @@
 """Compare finished models: `verify` two of them, `bench` any number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from onnxdecomp.runtime.compare import ModelCheck, verify_models
 from onnxdecomp.runtime.compared_outputs import ComparedOutputs
 from onnxdecomp.runtime.evaluate import evaluate, metric, outputs_over
 from onnxdecomp.runtime.samples import load_samples
-from onnxdecomp.runtime.session import read_proto
+from onnxdecomp.runtime.session import Array, read_proto
+from onnxdecomp.runtime.single import as_taken
 from onnxdecomp.selection import model_inputs
 
 DEFAULT_METRIC = "sqnr"
@@ -65,7 +66,9 @@ def verify(
         load(path)
     feeds = model_inputs(first, config, VERIFIED_FEEDS)
     check = verify_models(first, second, feeds, tolerance=tolerance, threads=config.threads)
-    samples = load_samples(config.calibration, read_proto(first)) if config.calibration else feeds[0]
+    samples: Mapping[str, Array] = feeds[0]
+    if config.calibration:
+        samples = as_taken(load_samples(config.calibration, read_proto(first)), first)
     if not check.passed:
         return Verification(check, measure.name, float("nan"), 0)
     names = ComparedOutputs(first, config.metric, has_labels=False).names

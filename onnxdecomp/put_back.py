@@ -136,7 +136,7 @@ def slower_in_place(
     try:
         feeds = timed_inputs(original, config)
         before, (after,) = profile_variants(
-            original, [converted], feeds, config.threads, max_seconds=PROFILE_SECONDS
+            original, [converted], feeds, config.threads, seconds_each=PROFILE_SECONDS / 2
         )
     except ModelError:  # the proof that follows says why
         return {}

@@ -30,6 +30,7 @@ from onnxdecomp.runtime.observe import observe
 from onnxdecomp.runtime.samples import batches, load_samples
 from onnxdecomp.runtime.session import Array, read_proto
 from onnxdecomp.runtime.session import Model as RuntimeModel
+from onnxdecomp.runtime.single import as_taken
 from onnxdecomp.weights.fit import Data, default_fit
 from onnxdecomp.weights.moments import Moments
 
@@ -122,7 +123,7 @@ def model_inputs(
     """
     if config.calibration is not None:
         proto = read_proto(source)
-        samples = load_samples(config.calibration, proto)
+        samples = as_taken(load_samples(config.calibration, proto), source)
         n_values = sum(array[:1].size for array in samples.values())
         size = max(1, min(batch, MAX_FEED_VALUES // max(1, n_values)))
         return list(islice(batches(samples, proto, size), n_feeds))

@@ -94,13 +94,22 @@ class ComparedOutputs:
 
 
 def _along_places(proto: onnx.ModelProto) -> set[str]:
-    """Return the outputs whose last axis is one of an input's, as the length of a text: places, no classes."""
-    lengths = {length for value in proto.graph.input for length in _named_axes(value)[1:]} - {""}
-    return {value.name for value in proto.graph.output if {*_named_axes(value)[-1:]} & lengths}
+    """Return the outputs whose last axis is no row of classes by what is declared of it.
+
+    That is where it is an axis of an input, as the length of a text, or is the only one and open.
+    """
+    lengths = {axis for value in proto.graph.input for axis in _axes(value)[1:] if isinstance(axis, str)}
+    found = set()
+    for value in proto.graph.output:
+        *others, last = _axes(value) or [0]
+        if isinstance(last, str) and (not others or (last and last in lengths)):
+            found.add(value.name)
+    return found
 
 
-def _named_axes(value: onnx.ValueInfoProto) -> list[str]:
-    return [axis.dim_param for axis in value.type.tensor_type.shape.dim]
+def _axes(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Return the size of each axis, its name where it is open."""
+    return [axis.dim_value or axis.dim_param for axis in value.type.tensor_type.shape.dim]
 
 
 def described(metrics: Mapping[str, Metric]) -> str:

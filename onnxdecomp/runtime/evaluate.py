@@ -288,8 +288,9 @@ def all_joined(parts: Sequence[Outputs], sizes: Sequence[int] | None) -> dict[st
     if first not in split:
         raise ModelError(
             f"Output '{first}' has {_n_rows(found[first])} rows for {sum(sizes)} samples, which says nothing "
-            "of single ones. Without --metric and labels what is counted in it is compared, where that is "
-            "known; a conversion without --calibration goes by the weights alone."
+            "of single ones. Where axis 0 of the model's inputs is not one of samples, give each sample as a "
+            "whole input: arrays with one axis more. Without --metric and labels what is counted in it is "
+            "compared, where that is known; a conversion without --calibration goes by the weights alone."
         )
     return split
 

@@ -10,8 +10,8 @@ optimizations left it.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,12 +86,12 @@ class InPlace:
 
 def profile_variants(
     model: Model,
-    variants: Sequence[Model],
+    variants: Iterable[Model],
     feeds: Feeds,
     threads: int = 1,
     *,
     n_runs: int = 20,
-    max_seconds: float = 60.0,
+    seconds_each: float = 30.0,
     form: Form | None = None,
 ) -> tuple[InPlace, list[InPlace]]:
     """Profile a model and variants of it in which chains stand for layers, with optimizations on.
@@ -100,42 +100,49 @@ def profile_variants(
     one that does not work on blocks; between others for the rest. Nodes that were folded into a chain count
     for the layer wherever they still stand.
 
+    Variants are taken as they are needed, and no more of them are held than `MAX_TOGETHER_BYTES` allows, each
+    time beside the model: what these cost is brought to the scale of the first ones by what it took.
+
     Args:
         model: The original, or its path; not modified.
         variants: Models that `graph.rewrite` made of it. External data of one in memory is that of `model`.
         feeds: A complete set of inputs.
         threads: Threads inside an operator.
         n_runs: Runs of each.
-        max_seconds: As in `time_interleaved`, for all variants together.
+        seconds_each: As in `time_interleaved`, for each model of those that are held at once.
         form: What is profiled in place of each model.
 
     Returns:
-        The original, and the variants in order, all with the same layers.
+        The original, with the layers of all variants, and the variants in order, each with those of all that
+        were held with it.
 
     Raises:
         ModelError: onnxruntime cannot load or run a model.
     """
     folder = model.parent if isinstance(model, Path) else None
     original = {place.key: place for place in walk(read_proto(model).graph)}
-    owners = [_owners(original, read_proto(variant)) for variant in variants]
-    layers = list(dict.fromkeys(layer for found in owners for layer in found.values()))
-    dense = {key: layer for found in owners for key, layer in found.items() if key in original}
-    owners = [{**dense, **found} for found in owners]
-    if form is not None:
-        reformed, formed = form(model), [form(variant) for variant in variants]
-        model, dense = reformed.model, _moved(dense, reformed.origins)
-        owners = [_moved(found, other.origins) for found, other in zip(owners, formed, strict=True)]
-        variants = [other.model for other in formed]
-    sizes_bytes = [_size_bytes(variant, folder) for variant in variants]
-    batches = list(_batches(sizes_bytes, _size_bytes(model, folder)))
+    reformed = None if form is None else form(model)
+    reference = model if reformed is None else reformed.model
     first: InPlace | None = None
     costs: list[InPlace] = []
-    for batch in batches:
-        watched = [(model, dense), *((variants[n], owners[n]) for n in batch)]
-        seconds = max_seconds * len(watched) / (len(variants) + len(batches))
-        reference, *others = _profile(watched, layers, feeds, threads, folder, n_runs, seconds)
-        first = first or reference
-        costs += [_scaled(cost, first.wall.median_ms / reference.wall.median_ms) for cost in others]
+    for batch in _batches(variants, _size_bytes(model, folder), folder):
+        owners = [_owners(original, read_proto(variant)) for variant in batch]
+        layers = list(dict.fromkeys(layer for found in owners for layer in found.values()))
+        dense = {key: layer for found in owners for key, layer in found.items() if key in original}
+        owners = [{**dense, **found} for found in owners]
+        if form is not None and reformed is not None:
+            formed = [form(variant) for variant in batch]
+            dense = _moved(dense, reformed.origins)
+            owners = [_moved(found, other.origins) for found, other in zip(owners, formed, strict=True)]
+            batch[:] = [other.model for other in formed]
+        watched = [(reference, dense), *zip(batch, owners, strict=True)]
+        seconds = seconds_each * len(watched)
+        again, *others = _profile(watched, layers, feeds, threads, folder, n_runs, seconds)
+        scale = first.wall.median_ms / again.wall.median_ms if first else 1.0
+        first = _with_layers_of(first, _scaled(again, scale)) if first else again
+        costs += [_scaled(cost, scale) for cost in others]
+        batch.clear()
+        watched.clear()
     assert first is not None
     return first, costs
 
@@ -173,15 +180,16 @@ def _swallowed(original: Mapping[str, NodePlace], end: str) -> list[str]:
     return []
 
 
-def _batches(sizes_bytes: Sequence[int], reference_bytes: int) -> Iterator[list[int]]:
-    """Yield the numbers of the models to hold at once, each time beside the reference; at least one."""
-    batch: list[int] = []
+def _batches(variants: Iterable[Model], reference_bytes: int, folder: Path | None) -> Iterator[list[Model]]:
+    """Yield the models to hold at once, each time beside the reference; at least one."""
+    batch: list[Model] = []
     held = reference_bytes
-    for number, size_bytes in enumerate(sizes_bytes):
+    for variant in variants:
+        size_bytes = _size_bytes(variant, folder)
         if batch and held + size_bytes > MAX_TOGETHER_BYTES:
             yield batch
             batch, held = [], reference_bytes
-        batch.append(number)
+        batch.append(variant)
         held += size_bytes
     yield batch
 
@@ -197,6 +205,15 @@ def _scaled(cost: InPlace, factor: float) -> InPlace:
         {key: ms * factor for key, ms in cost.spreads_ms.items()},
         cost.rest_ms * factor,
         Timing.of([ms * factor for ms in cost.wall.samples_ms]),
+    )
+
+
+def _with_layers_of(first: InPlace, again: InPlace) -> InPlace:
+    """Return what a model cost, with the layers that were told apart only another time."""
+    return replace(
+        first,
+        layers_ms={**again.layers_ms, **first.layers_ms},
+        spreads_ms={**again.spreads_ms, **first.spreads_ms},
     )
 
 

@@ -47,7 +47,8 @@ def suited_metrics(
     at_places = _at_shared_places(compared).union(along_places)
     found = {}
     for name, array in compared.items():
-        is_numbers = name in numbers or (name in at_places and not are_probabilities(array))
+        is_places = name in at_places and is_float(array) and not are_probabilities(array)
+        is_numbers = name in numbers or is_places
         found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array})]
     return found
 
@@ -56,7 +57,7 @@ def _at_shared_places(outputs: Outputs) -> set[str]:
     """Return which outputs, rows ``(n, places, C)`` or numbers ``(n, places)``, share places with rows."""
     at: defaultdict[int, list[str]] = defaultdict(list)
     for name, array in outputs.items():
-        if np.ndim(array) in (2, 3) and is_float(array):
+        if np.ndim(array) in (2, 3):
             at[np.shape(array)[1]].append(name)
     shared = [names for names in at.values() if len(names) > 1]
     return {name for names in shared if any(np.ndim(outputs[n]) == 3 for n in names) for name in names}

@@ -180,9 +180,10 @@ def _profiled(
         for variant in variants
     )  # one at a time: all of them together may be many times as large as the model
     seconds = PROFILE_SECONDS_OF_LARGE if trials.looks_are_long else PROFILE_SECONDS
+    seconds_each = seconds / (len(variants) + 1)
     with trials.side_by_side(replaced) as models:
         original, others = profile_variants(
-            trials.original, models, feeds, trials.threads, max_seconds=seconds, form=form
+            trials.original, models, feeds, trials.threads, seconds_each=seconds_each, form=form
         )
 
     def spent(cost: InPlace, layer: LayerOptions) -> float:

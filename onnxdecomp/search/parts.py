@@ -9,7 +9,8 @@ from onnxdecomp.config import Config
 from onnxdecomp.errors import TooFewSamplesError, UsageError
 from onnxdecomp.runtime.rows import part, split_rows
 from onnxdecomp.runtime.samples import LABELS, load_samples
-from onnxdecomp.runtime.session import Array
+from onnxdecomp.runtime.session import Array, Model, read_proto
+from onnxdecomp.runtime.single import as_taken
 
 Samples = Mapping[str, Array]
 
@@ -49,7 +50,7 @@ class Parts:
     are_alike: bool = False
 
 
-def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
+def read_parts(config: Config, model: Model) -> Parts:
     """Read and part the samples that a configuration names.
 
     With evaluation samples all calibration samples are fitted to; without, half of them.
@@ -57,15 +58,18 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
     Raises:
         TooFewSamplesError: There are fewer than `MIN_SAMPLES`.
         UsageError: The samples do not fit the model.
+        ModelError: onnxruntime cannot run the model on one of them.
     """
     assert config.calibration is not None
-    calibration = load_samples(config.calibration, model)
+    proto = read_proto(model)
+    calibration = load_samples(config.calibration, proto)
     n_samples = count(calibration)
     if n_samples < MIN_SAMPLES:
         raise TooFewSamplesError(
             f"{config.calibration} has {n_samples} samples, too few to fit to or to measure on: give "
             f"{MIN_SAMPLES} or more, better a few hundred."
         )
+    calibration = as_taken(calibration, model)
     if config.evaluation is None:
         fit, choose, confirm = split_rows(n_samples, SHARES, config.seed)
         return Parts(
@@ -75,7 +79,7 @@ def read_parts(config: Config, model: onnx.ModelProto) -> Parts:
             f"{len(choose)} and {len(confirm)} calibration samples set aside",
             are_alike=True,
         )
-    labelled = load_evaluation(config.evaluation, model)
+    labelled = as_taken(load_evaluation(config.evaluation, proto), model)
     n = count(labelled)
     share = max(CHOOSING_SHARE, min(0.5, FEW_TO_CHOOSE / n))
     choose, confirm = split_rows(n, (share, 1.0 - share), config.seed)

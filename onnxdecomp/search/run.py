@@ -10,7 +10,6 @@ from onnxdecomp.runtime.activations import gather_moments
 from onnxdecomp.runtime.evaluate import Outputs, all_joined
 from onnxdecomp.runtime.machine import usable_cores
 from onnxdecomp.runtime.session import Model as RuntimeModel
-from onnxdecomp.runtime.session import read_proto
 from onnxdecomp.search.goal import Goal
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import read_parts
@@ -31,7 +30,7 @@ def open_trials(model: Model, targets: Sequence[Target], config: Config) -> Tria
     Raises:
         UsageError: The samples or the metric do not fit the model.
     """
-    parts = read_parts(config, read_proto(model.path or model.proto))
+    parts = read_parts(config, model.path or model.proto)
     memory = Memory(
         open_cache(config.cache), model, (parts.fit, parts.choose, parts.confirm), {"seed": config.seed}
     )

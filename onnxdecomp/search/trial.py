@@ -167,10 +167,10 @@ class Trials:
         return self._built(replaced, Path(self._scratch.name, "trial.onnx"))
 
     @contextmanager
-    def side_by_side(self, many: Iterable[Replacements]) -> Iterator[list[RuntimeModel]]:
-        """Give the models with each of several replacements, as long as they are needed."""
+    def side_by_side(self, many: Iterable[Replacements]) -> Iterator[Iterator[RuntimeModel]]:
+        """Give the models with each of several replacements, made one by one as they are asked for."""
         with TemporaryDirectory(dir=self._scratch.name) as folder:
-            yield [self._built(one, Path(folder, f"{number}.onnx")) for number, one in enumerate(many)]
+            yield (self._built(one, Path(folder, f"{number}.onnx")) for number, one in enumerate(many))
 
     def _built(self, replaced: Replacements, path: Path) -> RuntimeModel:
         chains = {key: replacement.chain for key, replacement in replaced.items()}  # may build models too

@@ -24,6 +24,7 @@ HIDDEN = parse("""g (int64[N, 5] x) => (int64[N, 5] y, int64[2, K] found) {
 }""")
 OF_PLACES = parse("g (float[N, S] x) => (float[N, S] y) { y = Neg(x) }")
 OF_ONE = parse("g (float[1, S] x) => (float[S] y) { y = ReduceSum <keepdims = 0> (x) }")
+OF_OPEN = parse("g (float[M, 1, S] x) => (float[K] y) { y = ReduceSum <keepdims = 0> (x) }")
 OF_SAMPLES = parse("g (float[N, S] x) => (float[M, N] y) { y = Transpose(x) }")
 SCORES = normal(20, 5)
 
@@ -44,6 +45,7 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
         (HIDDEN, None, None, {"y": "agreement"}, "What 'found' loses is not measured"),
         (OF_PLACES, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_ONE, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
+        (OF_OPEN, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_SAMPLES, None, None, {"y": "agreement"}, None),
     ],
 )

@@ -68,7 +68,7 @@ def only(*keys):
 
 
 def profile(model, *variants, shape, **options):
-    options = {"n_runs": 5, "max_seconds": 60.0, **options}
+    options = {"n_runs": 5, "seconds_each": 30.0, **options}
     return profile_variants(model, variants, {"x": normal(*shape)}, **options)
 
 
@@ -285,7 +285,28 @@ def test_time_inside_a_body_is_covered_once(spans, expected):
 
 def test_only_so_many_models_are_held_at_once(monkeypatch):
     monkeypatch.setattr(module, "MAX_TOGETHER_BYTES", 10)
-    assert list(_batches([3, 3, 3, 20, 1], reference_bytes=4)) == [[0, 1], [2], [3], [4]]
+    monkeypatch.setattr(module, "_size_bytes", lambda size_bytes, folder: size_bytes)
+    made: list[int] = []
+
+    def making():
+        for size_bytes in (3, 3, 3, 20, 1):
+            made.append(size_bytes)
+            yield size_bytes
+
+    found = _batches(making(), 4, None)
+    assert next(found) == [3, 3]
+    assert made == [3, 3, 3]
+    assert list(found) == [[3], [20], [1]]
+
+
+def test_layers_that_other_variants_replace_are_told_of_the_original(monkeypatch):
+    monkeypatch.setattr(module, "MAX_TOGETHER_BYTES", 1)
+    model = gemms()
+    variants = [rewrite(model, select=only(key)) for key in ("a", "y")]
+    dense, (first, second) = profile(model, *variants, shape=(2, 8))
+    assert dense.layers_ms.keys() == {"a", "y"}
+    assert first.layers_ms.keys() == {"a"}
+    assert second.layers_ms.keys() == {"y"}
 
 
 def test_batches_are_brought_to_one_scale_by_the_original(monkeypatch):

@@ -139,7 +139,8 @@ def test_weights_in_a_file_of_their_own_change_nothing_of_what_is_seen(opened, m
     def seen(name):
         with opened(name=name) as trials:
             replaced = [{"c2": of_rank(rank, trials)} for rank in (4, 2)]
-            with trials.side_by_side(replaced) as models:
+            with trials.side_by_side(replaced) as made:
+                models = list(made)
                 images = {"x": normal(3, 16, 12, 12)}
                 outputs = [outputs_over(model, images)["y"] for model in models]
             assert not any(isinstance(model, Path) and model.exists() for model in models)
