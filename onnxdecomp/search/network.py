@@ -45,10 +45,13 @@ MAX_FORM_OPTIONS = 12
 """Options of a layer with fewer channels."""
 
 NOT_LOOKED_INTO = 0.05
-"""Share of all that layers could save which is given up where looks are long: that of those that save least.
+"""Share of all that layers could save which is given up where looks take long: that of those that save least.
 
 Each layer takes several looks, and in networks of a hundred layers half of them may save next to nothing.
 """
+
+LONG_LOOKS = 1e12
+"""Multiply-accumulates of one look at each layer, above which all looks together take long."""
 
 PRUNING = "pruning"
 """The step that takes channels out, as `Config.without` calls it."""
@@ -59,8 +62,8 @@ NO_DATA = (
 )
 
 NOT_WORTH_LOOKS = (
-    "it could save next to nothing, and in a model that takes this long to run only layers that could save "
-    "more were looked into"
+    "it could save next to nothing, and in a model that takes this long to look into only layers that could "
+    "save more were"
 )
 
 
@@ -165,11 +168,12 @@ class NetworkSearch:
         )
 
     def _not_worth_looks(self, layers: Sequence[LayerOptions]) -> frozenset[str]:
-        """Return the keys of layers without which almost all can be saved: none where looks are short.
+        """Return the keys of layers without which almost all can be saved; none where looks are soon done.
 
         A target of cost may need all that there is to save.
         """
-        if self._config.has_target or not self._trials.looks_are_long:
+        take_long = self._trials.looks_are_long or len(layers) * self._trials.macs_of_look > LONG_LOOKS
+        if self._config.has_target or not take_long:
             return frozenset()
         cost = cost_of(counted(self._config), self._costs[False])
         gains = sorted((_most_saved(layer, cost), layer.key) for layer in layers)

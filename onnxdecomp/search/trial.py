@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -39,8 +40,9 @@ SENSITIVITY_MACS = 30e9
 Counted and not timed, so that the number of samples is the same in each run.
 """
 
-ROUGH_SHARE, MIN_ROUGH_SAMPLES = 0.25, 16
-"""Part of those samples, and its least, that is enough to tell ways to fit a layer apart."""
+ROUGH_SHARE, MIN_ROUGH_SAMPLES, FEW_ROUGH_SAMPLES, MANY_ANSWERS = 0.25, 16, 4, 256
+"""Part of those samples, and its least, that is enough to tell ways to fit a layer apart; and its least where
+each sample gives so many answers, as an image or a sequence does."""
 
 MAX_INSIDE_BYTES = 1 << 29
 """Weights in files of their own are read into memory up to this size: a search builds hundreds of models."""
@@ -68,6 +70,7 @@ class Trials:
 
     Attributes:
         looks_are_long: Whether it takes long to see what a single layer does to the outputs.
+        macs_of_look: Multiply-accumulates of one such look at the most.
         proportion: What is lost at a divergence, about.
         metrics: By what each output is compared, by its name.
         metric_name: The same on one line.
@@ -127,7 +130,9 @@ class Trials:
         n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
         self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
         self.looks_are_long = MIN_SENSITIVITY_SAMPLES * n_macs > LONG_LOOK * SENSITIVITY_MACS
-        n_rough = max(int(ROUGH_SHARE * n_few), min(MIN_ROUGH_SAMPLES, n_few))
+        has_many_answers = _n_answers_each(self.metrics, reference) >= MANY_ANSWERS
+        least_rough = FEW_ROUGH_SAMPLES if has_many_answers else MIN_ROUGH_SAMPLES
+        n_rough = max(int(ROUGH_SHARE * n_few), min(least_rough, n_few))
         inputs = without_labels(parts.choose)
         self._looks, self._rough_looks = (
             Looks(
@@ -135,6 +140,7 @@ class Trials:
             )
             for n in (n_few, n_rough)
         )
+        self.macs_of_look = self._looks.n_samples * n_macs
         self.known_outputs = KnownOutputs()
         self._scratch = TemporaryDirectory()
 
@@ -308,6 +314,16 @@ def _labels(samples: Samples, outputs: Outputs) -> Array | None:
     """Return the labels of the samples that were run: the last may not have filled a fixed batch."""
     labels = samples.get(LABELS)
     return None if labels is None else labels[: len(next(iter(outputs.values())))]
+
+
+def _n_answers_each(metrics: Mapping[str, Metric], outputs: Outputs) -> int:
+    """Return how many numbers or choices there are for each sample, of the output that has fewest of them."""
+    found = []
+    for name, measure in metrics.items():
+        shape = np.shape(outputs[name])[1:]
+        is_of_classes = measure.compares != "numbers" and np.asarray(outputs[name]).dtype.kind not in "biu"
+        found.append(prod(shape[:-1] if is_of_classes else shape))
+    return min(found)
 
 
 def _check_labels(labels: Array, reference: Outputs, jury: Jury) -> None:
