@@ -120,6 +120,6 @@ def doubt_of_default(reference: Outputs, found: str) -> str | None:
     n_classes = np.shape(first)[-1]
     return (
         f"Output '{name}' was taken for numbers, not for scores of {n_classes} classes: none of them stands "
-        f"out, or nearly always the same one, or they are of different kinds. {found} compares them; if they "
-        "are scores, say --metric agreement."
+        f"out, or nearly always the same one, or they are of different kinds or of places. {found} compares "
+        "them; if they are scores, say --metric agreement."
     )

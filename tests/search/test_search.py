@@ -163,13 +163,16 @@ def test_a_larger_budget_gives_a_smaller_model(model, calibration):
     assert sizes[1] < sizes[0]
 
 
-def test_where_looks_are_long_layers_that_save_little_are_not_looked_into(model, calibration, monkeypatch):
+@pytest.mark.parametrize(("module", "limit"), [(trial, "SENSITIVITY_MACS"), (search_network, "LONG_LOOKS")])
+def test_where_looks_take_long_layers_that_save_little_are_not_looked_into(
+    module, limit, model, calibration, monkeypatch
+):
     def kept():
         report = search(model, calibration, metric="sqnr", max_drop=0.3)
         return {layer.key for layer in report.layers if layer.reason == NOT_WORTH_LOOKS}, report
 
     assert not kept()[0]
-    monkeypatch.setattr(trial, "SENSITIVITY_MACS", 1)
+    monkeypatch.setattr(module, limit, 1)
     (few, _), _ = kept(), monkeypatch.setattr(search_network, "NOT_LOOKED_INTO", 0.5)
     more, report = kept()
     assert few < more

@@ -12,7 +12,7 @@ from onnxdecomp.graph.io import load
 from onnxdecomp.methods import find_methods
 from onnxdecomp.methods.base import decompose
 from onnxdecomp.runtime import judge
-from onnxdecomp.runtime.evaluate import outputs_over
+from onnxdecomp.runtime.evaluate import METRICS, outputs_over
 from onnxdecomp.runtime.importance import unsureness
 from onnxdecomp.runtime.margins import Margins
 from onnxdecomp.search import looks as looking
@@ -73,6 +73,25 @@ def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_ru
         del n_run[:]
         assert trials.divergence({}, roughly=roughly) == pytest.approx(0.0, abs=1e-9)
     assert n_run == [expected]
+
+
+def test_fits_are_told_apart_on_few_samples_where_each_says_much(monkeypatch, opened, n_run):
+    n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
+    monkeypatch.setattr(trial, "SENSITIVITY_MACS", 20 * n_macs)
+    monkeypatch.setattr(trial, "MANY_ANSWERS", 1)
+    with opened() as trials:
+        n_run.clear()
+        trials.divergence({}, roughly=True)
+    assert n_run == [5]  # instead of 16
+
+
+def test_answers_are_counted_for_each_sample():
+    outputs = {"scores": normal(5, 3, 7), "map": normal(5, 2, 4, 4), "choice": np.zeros((5, 6), np.int64)}
+    counted = {"scores": 3, "map": 32, "choice": 6}
+    metrics = {"scores": METRICS["agreement"], "map": METRICS["sqnr"], "choice": METRICS["agreement"]}
+    for name, n_answers in counted.items():
+        assert trial._n_answers_each({name: metrics[name]}, outputs) == n_answers
+    assert trial._n_answers_each(metrics, outputs) == 3
 
 
 def test_every_run_of_a_model_is_a_step_of_progress(opened):
