@@ -7,6 +7,7 @@ import onnx
 
 from onnxdecomp.runtime.counted import what_is_counted
 from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric
+from onnxdecomp.runtime.feeds import input_specs
 from onnxdecomp.runtime.session import Array, Model, read_proto
 from onnxdecomp.runtime.suited import doubt_of_default, suited_metrics
 
@@ -36,7 +37,7 @@ class ComparedOutputs:
         self._counted = what_is_counted(model) if self._is_guessed else {}
         proto = read_proto(model)
         outputs = [output.name for output in proto.graph.output]
-        self._along_places = _along_places(proto)
+        self._likely_numbers = _likely_numbers(proto)
         stand = dict.fromkeys(chain(*(self._counted.get(name, [name]) for name in outputs)))
         self.names = list(stand) if self._counted and stand else None
         self._all = self.names or outputs
@@ -53,7 +54,7 @@ class ComparedOutputs:
         """
         if self._named is None:
             counted = set(chain(*self._counted.values()))
-            return suited_metrics(reference, labels, counted, self._along_places)
+            return suited_metrics(reference, labels, counted, self._likely_numbers)
         if labels is None and self._named.needs_labels:
             raise labels_missing(self._named.name)
         return {next(iter(reference)): self._named}
@@ -93,16 +94,20 @@ class ComparedOutputs:
         return found + ([doubt] if doubt else [])
 
 
-def _along_places(proto: onnx.ModelProto) -> set[str]:
-    """Return the outputs whose last axis is no row of classes by what is declared of it.
+def _likely_numbers(proto: onnx.ModelProto) -> set[str]:
+    """Return the outputs that are no rows of scores by what is declared of them.
 
-    That is where it is an axis of an input, as the length of a text, or is the only one and open.
+    Their last axis is one of an input's, as the length of a text, or is the only one and open. Or they are
+    states, which come out behind the first output as they go in behind the first input.
     """
-    lengths = {axis for value in proto.graph.input for axis in _axes(value)[1:] if isinstance(axis, str)}
+    fed = input_specs(proto)
+    (_, *states) = inputs = [_axes(value) for value in proto.graph.input if value.name in fed] or [[]]
+    lengths = {axis for axes in inputs for axis in axes[1:] if isinstance(axis, str)}
     found = set()
-    for value in proto.graph.output:
-        *others, last = _axes(value) or [0]
-        if isinstance(last, str) and (not others or (last and last in lengths)):
+    for number, value in enumerate(proto.graph.output):
+        *others, last = axes = _axes(value) or [0]
+        is_length = isinstance(last, str) and (not others or (last and last in lengths))
+        if is_length or (number and axes in states):
             found.add(value.name)
     return found
 

@@ -25,7 +25,7 @@ def suited_metrics(
     reference: Outputs,
     labels: Array | None,
     numbers: Collection[str] = (),
-    along_places: Collection[str] = (),
+    likely_numbers: Collection[str] = (),
 ) -> dict[str, Metric]:
     """Return the metric of each output that is compared where nobody names one, by name of the output.
 
@@ -37,18 +37,17 @@ def suited_metrics(
         reference: Outputs of the original.
         labels: Of the samples; None where there are none.
         numbers: Outputs that are known to be no scores of classes.
-        along_places: Those whose last axis is known to be places, which are scores of them at the most where
-            they are probabilities.
+        likely_numbers: Those that are scores at the most where they are probabilities.
     """
     (first, _), *_ = reference.items()
     if labels is not None:
         return {first: METRICS["top1"]}
     compared = {name: array for name, array in reference.items() if name == first or _is_comparable(array)}
-    at_places = _at_shared_places(compared).union(along_places)
+    likely = _at_shared_places(compared).union(likely_numbers)
     found = {}
     for name, array in compared.items():
-        is_places = name in at_places and is_float(array) and not are_probabilities(array)
-        is_numbers = name in numbers or is_places
+        is_likely = name in likely and is_float(array) and not are_probabilities(array)
+        is_numbers = name in numbers or is_likely
         found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array})]
     return found
 

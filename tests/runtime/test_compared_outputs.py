@@ -26,6 +26,10 @@ OF_PLACES = parse("g (float[N, S] x) => (float[N, S] y) { y = Neg(x) }")
 OF_ONE = parse("g (float[1, S] x) => (float[S] y) { y = ReduceSum <keepdims = 0> (x) }")
 OF_OPEN = parse("g (float[M, 1, S] x) => (float[K] y) { y = ReduceSum <keepdims = 0> (x) }")
 OF_SAMPLES = parse("g (float[N, S] x) => (float[M, N] y) { y = Transpose(x) }")
+STATES = parse("""g (float[N, 5] x, float[N, 5] before) => (float[N, 5] y, float[N, 5] z) {
+    y = Add(x, before)
+    z = Sub(x, before)
+}""")
 SCORES = normal(20, 5)
 
 
@@ -43,6 +47,7 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
         (COUNT, None, None, {"y": "sqnr"}, "'found': as many rows as something is found."),
         (COUNT, "sqnr", None, {"y": "sqnr"}, "sqnr looks at 'y' alone, the first output. What 'found' loses"),
         (HIDDEN, None, None, {"y": "agreement"}, "What 'found' loses is not measured"),
+        (STATES, None, None, {"y": "agreement", "z": "sqnr"}, "'y' by agreement, 'z' by sqnr"),
         (OF_PLACES, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_ONE, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_OPEN, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),

@@ -117,9 +117,9 @@ def test_labels_are_those_of_the_first_output():
     assert {name: measure.name for name, measure in found.items()} == {"y": "top1"}
 
 
-def test_what_is_along_places_is_no_classes_unless_it_is_probabilities():
+def test_what_is_likely_numbers_is_no_classes_unless_it_is_probabilities():
     outputs = {"boundaries": 3 * normal(20, 30), "pointer": softmax(3 * normal(20, 30))}
-    found = suited_metrics(outputs, None, along_places={"boundaries", "pointer"})
+    found = suited_metrics(outputs, None, likely_numbers={"boundaries", "pointer"})
     assert {name: measure.name for name, measure in found.items()} == {
         "boundaries": "sqnr",
         "pointer": "agreement",
