@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -30,29 +29,10 @@ from onnxdecomp.search.looks import Looks
 from onnxdecomp.search.memory import Memory
 from onnxdecomp.search.parts import Parts, Samples, batch_of, count, without_labels
 from onnxdecomp.search.replacement import Replacements
-
-MIN_SENSITIVITY_SAMPLES = 6
-"""Samples that the divergence of a single layer is measured on, at the least."""
-
-SENSITIVITY_MACS = 30e9
-"""Multiply-accumulates of one such look, which bounds its time: about half a second on one core.
-
-Counted and not timed, so that the number of samples is the same in each run.
-"""
-
-ROUGH_SHARE, MIN_ROUGH_SAMPLES, FEW_ROUGH_SAMPLES, MANY_ANSWERS = 0.25, 16, 4, 256
-"""Part of those samples, and its least, that is enough to tell ways to fit a layer apart; and its least where
-each sample gives so many answers, as an image or a sequence does."""
+from onnxdecomp.search.work import Work, n_answers_each
 
 MAX_INSIDE_BYTES = 1 << 29
 """Weights in files of their own are read into memory up to this size: a search builds hundreds of models."""
-
-LONG_LOOK = 2
-"""A look of so many times those multiply-accumulates is long, and a search makes do with fewer of them."""
-
-MIN_RECOVERY_SAMPLES, MAX_RECOVERY_SAMPLES, RECOVERY_MACS = 32, 512, 300e9
-"""Samples that last steps are solved on: as many as make so many multiply-accumulates in the layers of the
-original, within these bounds. Both models run once on them."""
 
 
 class Trials:
@@ -69,8 +49,7 @@ class Trials:
         seed: Of the draw of a few samples.
 
     Attributes:
-        looks_are_long: Whether it takes long to see what a single layer does to the outputs.
-        macs_of_look: Multiply-accumulates of one such look at the most.
+        work: What looks at models may take.
         proportion: What is lost at a divergence, about.
         metrics: By what each output is compared, by its name.
         metric_name: The same on one line.
@@ -126,21 +105,14 @@ class Trials:
         self._confirm = Jury(self.metrics, unseen, _labels(parts.confirm, unseen), alike=alike[1])
         counts = [jury.n_answers for jury in (self._choose, self._confirm)]
         self.n_answers = min((n for n in counts if n is not None), default=None)
-        n_few = max(MIN_SENSITIVITY_SAMPLES, int(SENSITIVITY_MACS / max(n_macs, 1)))
-        n_recovery = int(RECOVERY_MACS / max(n_macs, 1))
-        self._n_recovery = min(max(n_recovery, MIN_RECOVERY_SAMPLES), MAX_RECOVERY_SAMPLES)
-        self.looks_are_long = MIN_SENSITIVITY_SAMPLES * n_macs > LONG_LOOK * SENSITIVITY_MACS
-        has_many_answers = _n_answers_each(self.metrics, reference) >= MANY_ANSWERS
-        least_rough = FEW_ROUGH_SAMPLES if has_many_answers else MIN_ROUGH_SAMPLES
-        n_rough = max(int(ROUGH_SHARE * n_few), min(least_rough, n_few))
+        self.work = work = Work(n_macs, n_answers_each(self.metrics, reference))
         inputs = without_labels(parts.choose)
         self._looks, self._rough_looks = (
             Looks(
                 self._model.proto, self.metrics, inputs, reference, n, names=self._names, jobs=jobs, seed=seed
             )
-            for n in (n_few, n_rough)
+            for n in (work.n_look, work.n_rough)
         )
-        self.macs_of_look = self._looks.n_samples * n_macs
         self.known_outputs = KnownOutputs()
         self._scratch = TemporaryDirectory()
 
@@ -156,6 +128,16 @@ class Trials:
         return self._model.size_bytes
 
     @property
+    def looks_are_long(self) -> bool:
+        """Whether it takes long to see what a single layer does to the outputs."""
+        return self.work.looks_are_long
+
+    @property
+    def macs_of_look(self) -> int:
+        """Multiply-accumulates of one such look at the most."""
+        return self._looks.n_samples * self.work.n_macs
+
+    @property
     def fit_samples(self) -> Samples:
         """Samples that chains are fitted to."""
         return self.parts.fit
@@ -163,7 +145,7 @@ class Trials:
     @property
     def recovery_samples(self) -> Samples:
         """The first of them: the last step of a chain has far fewer unknowns than a patch of a layer."""
-        n_samples = min(self._n_recovery, count(self.parts.fit))
+        n_samples = min(self.work.n_recovery, count(self.parts.fit))
         return part(self.parts.fit, np.arange(n_samples))
 
     def build(self, replaced: Replacements) -> RuntimeModel:
@@ -314,16 +296,6 @@ def _labels(samples: Samples, outputs: Outputs) -> Array | None:
     """Return the labels of the samples that were run: the last may not have filled a fixed batch."""
     labels = samples.get(LABELS)
     return None if labels is None else labels[: len(next(iter(outputs.values())))]
-
-
-def _n_answers_each(metrics: Mapping[str, Metric], outputs: Outputs) -> int:
-    """Return how many numbers or choices there are for each sample, of the output that has fewest of them."""
-    found = []
-    for name, measure in metrics.items():
-        shape = np.shape(outputs[name])[1:]
-        is_of_classes = measure.compares != "numbers" and np.asarray(outputs[name]).dtype.kind not in "biu"
-        found.append(prod(shape[:-1] if is_of_classes else shape))
-    return min(found)
 
 
 def _check_labels(labels: Array, reference: Outputs, jury: Jury) -> None:

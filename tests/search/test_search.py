@@ -18,7 +18,7 @@ from onnxdecomp.pipeline import convert
 from onnxdecomp.runtime.evaluate import outputs_over
 from onnxdecomp.runtime.int8.quantize import Quantized
 from onnxdecomp.search import network as search_network
-from onnxdecomp.search import trial
+from onnxdecomp.search import work
 from onnxdecomp.search.fitting import Fitter
 from onnxdecomp.search.network import NOT_WORTH_LOOKS
 from tests.networks import network
@@ -163,7 +163,7 @@ def test_a_larger_budget_gives_a_smaller_model(model, calibration):
     assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize(("module", "limit"), [(trial, "SENSITIVITY_MACS"), (search_network, "LONG_LOOKS")])
+@pytest.mark.parametrize(("module", "limit"), [(work, "LOOK_MACS"), (search_network, "LONG_LOOKS")])
 def test_where_looks_take_long_layers_that_save_little_are_not_looked_into(
     module, limit, model, calibration, monkeypatch
 ):

@@ -16,10 +16,11 @@ from onnxdecomp.runtime.evaluate import METRICS, outputs_over
 from onnxdecomp.runtime.importance import unsureness
 from onnxdecomp.runtime.margins import Margins
 from onnxdecomp.search import looks as looking
-from onnxdecomp.search import trial
+from onnxdecomp.search import trial, work
 from onnxdecomp.search.replacement import Replacement
 from onnxdecomp.search.run import open_trials
 from onnxdecomp.search.track import watched
+from onnxdecomp.search.work import n_answers_each
 from onnxdecomp.selection import plan_targets
 from tests.graph.models import normal
 from tests.networks import network
@@ -68,7 +69,7 @@ def n_run(monkeypatch):
 )
 def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_run, looks, roughly, expected):
     n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
-    monkeypatch.setattr(trial, "SENSITIVITY_MACS", looks * n_macs)
+    monkeypatch.setattr(work, "LOOK_MACS", looks * n_macs)
     with opened() as trials:
         del n_run[:]
         assert trials.divergence({}, roughly=roughly) == pytest.approx(0.0, abs=1e-9)
@@ -77,8 +78,8 @@ def test_the_work_of_a_look_sets_its_number_of_samples(monkeypatch, opened, n_ru
 
 def test_fits_are_told_apart_on_few_samples_where_each_says_much(monkeypatch, opened, n_run):
     n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
-    monkeypatch.setattr(trial, "SENSITIVITY_MACS", 20 * n_macs)
-    monkeypatch.setattr(trial, "MANY_ANSWERS", 1)
+    monkeypatch.setattr(work, "LOOK_MACS", 20 * n_macs)
+    monkeypatch.setattr(work, "MANY_ANSWERS", 1)
     with opened() as trials:
         n_run.clear()
         trials.divergence({}, roughly=True)
@@ -90,8 +91,8 @@ def test_answers_are_counted_for_each_sample():
     counted = {"scores": 3, "map": 32, "choice": 6}
     metrics = {"scores": METRICS["agreement"], "map": METRICS["sqnr"], "choice": METRICS["agreement"]}
     for name, n_answers in counted.items():
-        assert trial._n_answers_each({name: metrics[name]}, outputs) == n_answers
-    assert trial._n_answers_each(metrics, outputs) == 3
+        assert n_answers_each({name: metrics[name]}, outputs) == n_answers
+    assert n_answers_each(metrics, outputs) == 3
 
 
 def test_every_run_of_a_model_is_a_step_of_progress(opened):
@@ -116,7 +117,7 @@ def test_every_run_of_a_model_is_a_step_of_progress(opened):
 
 def test_the_samples_of_a_look_are_those_the_original_is_unsure_of(monkeypatch, opened):
     n_macs = sum(group.layer.n_macs for group in find_layers(load(network())).groups)
-    monkeypatch.setattr(trial, "SENSITIVITY_MACS", 8 * n_macs)
+    monkeypatch.setattr(work, "LOOK_MACS", 8 * n_macs)
     seen = []
 
     def kept(model, samples, **options):
