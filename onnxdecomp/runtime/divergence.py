@@ -208,9 +208,10 @@ def are_plain_numbers(scores: Array) -> bool:
     That is nearly always the same one, as of ratings, or of what detects something at few of many places: to
     say so always would be right most of the time. Or they are no probabilities, and none stands out: scores
     of a trained classifier are not so even, unless they are too small for a softmax; coordinates, levels of a
-    signal and masks are. Or they are none, and at several places ``(n, steps, C)`` none is negative, or some
-    steps are of another size than most: scores are of about the same size everywhere, boxes and what is found
-    in them side by side are not.
+    signal and masks are. Or they are none, and at several places ``(n, steps, C)`` none is negative, the
+    highest is far ahead of all others, as of coordinates in pixels, or they are of different kinds: some are
+    between 0 and 1 everywhere and others are not, or some steps are of another size than most. Scores are
+    alike everywhere, boxes and what is found in them side by side are not.
     """
     every = np.asarray(scores).reshape(-1, np.shape(scores)[-1])
     rows = np.asarray(every[_drawn(len(every), MAX_TELLING_ROWS)], np.float64)
@@ -221,7 +222,7 @@ def are_plain_numbers(scores: Array) -> bool:
     if np.ndim(scores) == 3 and np.shape(scores)[1] > 1:
         second, highest = np.partition(rows, -2, axis=1)[:, -2:].T
         far_ahead = np.median(highest - second) > LARGE_MARGIN
-        if rows.min() >= 0 or far_ahead or not _of_one_size(scores):
+        if rows.min() >= 0 or far_ahead or _has_shares(rows) or not _of_one_size(scores):
             return True
     logs = log_softmax(rows)
     entropy = -np.sum(np.exp(logs) * np.where(np.isfinite(logs), logs, 0.0), axis=-1)
@@ -250,6 +251,12 @@ def _rows_of(outputs: Outputs) -> Array:
     """Return the class scores of all samples and steps, ``(n steps, C)``."""
     scores = first_output(outputs)
     return scores.reshape(-1, scores.shape[-1])
+
+
+def _has_shares(rows: FloatArray) -> bool:
+    """Tell whether some entries of all rows ``(n, C)`` are between 0 and 1, and others are not."""
+    are_shares = np.all((rows >= 0) & (rows <= 1), axis=0)
+    return len(rows) >= MIN_TELLING_ROWS and bool(np.any(are_shares) and not np.all(are_shares))
 
 
 def _of_one_size(scores: Array) -> bool:

@@ -40,6 +40,7 @@ def test_the_metric_that_nobody_names_suits_the_output(output, name):
 
 BOXES = np.abs(normal(4, 6, 20))
 PIXELS = 200 * normal(4, 30, 20)
+FOUND = np.concatenate([normal(4, 30, 19), np.random.default_rng(1).random((4, 30, 1))], axis=2)
 
 
 def doubt_of(output) -> str | None:
@@ -54,6 +55,7 @@ def doubt_of(output) -> str | None:
         (BOXES, "r2"),
         (np.concatenate([BOXES, 300 * BOXES[:, :1]], axis=1) - 0.1, "r2"),
         (PIXELS, "sqnr"),
+        (FOUND, "sqnr"),
     ],
 )
 def test_what_has_the_shape_of_scores_and_is_compared_as_numbers_is_said(output, name):
