@@ -8,6 +8,7 @@ import onnxruntime as ort
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.names import reads
+from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.session import Array, Feeds, Model, open_session, read_proto, run
 
 
@@ -116,6 +117,18 @@ def varying(graph: onnx.GraphProto) -> set[str]:
     for node in graph.node:
         if not found.isdisjoint(reads(node)):
             found.update(name for name in node.output if name)
+    return found
+
+
+def unseen_from(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
+    """Return the keys of the nodes, those of bodies included, that some tensors do not depend on."""
+    _, used = _needed(graph, names)
+    found, is_seen = set(), True
+    for place in walk(graph):
+        if not place.scope:
+            is_seen = any(name in used for name in place.node.output if name)
+        if not is_seen:
+            found.add(place.key)
     return found
 
 

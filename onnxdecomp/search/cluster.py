@@ -66,7 +66,8 @@ def cluster_model(
         BudgetError: The target cannot be reached, and `force` is off.
     """
     writer = CodebookWriter(model, add_tensor)
-    weights, outcomes = clusterable(model, config, writer.refusal)
+    unseen = trials.unseen(model.proto.graph) if trials is not None and config.cluster == "auto" else set()
+    weights, outcomes = clusterable(model, config, writer.refusal, unseen)
     notes: list[str] = []
     pairs = _with_moments(model, weights, trials, config)
     with threadpool_limits(1, "blas"), TemporaryDirectory() as scratch:

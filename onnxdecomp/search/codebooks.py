@@ -5,7 +5,7 @@ included. What the data says of a layer's input weighs the errors of its weight:
 input, and in place of that diagonal the whole moment when centroids are refitted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -24,6 +24,7 @@ from onnxdecomp.graph.tensors import Key, StoredWeight, find_weights
 from onnxdecomp.graph.weights import apply_steps, weight_problem
 from onnxdecomp.methods.base import FloatArray
 from onnxdecomp.report.outcome import BeforeAfter, WeightOutcome
+from onnxdecomp.search.trial import NOT_COMPARED
 from onnxdecomp.weights.centroids import output_error, refit_codebook
 from onnxdecomp.weights.cluster import Codebook, cluster, codebook_bytes, input_importance, weight_error
 from onnxdecomp.weights.moments import Moment, Moments, shrunk
@@ -99,7 +100,7 @@ class Metric:
 
 
 def clusterable(
-    model: Model, config: Config, refusal: Callable[[str, str], str | None]
+    model: Model, config: Config, refusal: Callable[[str, str], str | None], unseen: Collection[str] = ()
 ) -> tuple[list[Clusterable], list[WeightOutcome]]:
     """Return the weights of a model that may become codebooks, and what is said of the others.
 
@@ -107,6 +108,7 @@ def clusterable(
         model: The model.
         config: `include`, `exclude`, and what it says of codebooks count.
         refusal: Tells why a tensor of that name and scope cannot be written as a codebook.
+        unseen: Keys of nodes that nothing that is compared depends on.
 
     Raises:
         UsageError: A layer rule matches no weight.
@@ -119,6 +121,7 @@ def clusterable(
         rule = config.codebook_rule(*name, stored.op_type)
         weight = Clusterable(stored, groups.get((stored.scope, stored.name)), rule)
         reason = _not_selected(stored, config) or (NOT_ASKED if rule.dense else None)
+        reason = reason or (NOT_COMPARED if stored.key in unseen else None)
         reason = reason or refusal(stored.name, stored.scope) or _too_small(weight)
         if reason:
             dense.append(weight.outcome(reason))

@@ -1,13 +1,15 @@
 """INT8 after decomposition, inside the same budget of accuracy and never slower."""
 
+from dataclasses import replace
+
 import onnx
 
 from onnxdecomp.config import Config
 from onnxdecomp.proof import compare_latency
 from onnxdecomp.runtime.int8.quantize import Quantized, search_int8
-from onnxdecomp.runtime.session import Model
+from onnxdecomp.runtime.session import Model, read_proto
 from onnxdecomp.search.goal import DEFAULT_MAX_DROP
-from onnxdecomp.search.trial import Trials
+from onnxdecomp.search.trial import NOT_COMPARED, Trials
 from onnxdecomp.selection import timed_inputs
 
 
@@ -22,6 +24,7 @@ def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Q
     """
     budget = DEFAULT_MAX_DROP if config.max_drop is None else config.max_drop
     feeds = timed_inputs(trials.original, config)
+    unseen = trials.unseen(read_proto(model).graph)
 
     def faster(quick: onnx.ModelProto, slow: Model) -> bool:
         return compare_latency(slow, quick, feeds, config.threads).speedup_low > 1.0
@@ -33,10 +36,13 @@ def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Q
         budget,
         faster=faster,
         against=against,
+        exclude=unseen,
         threads=config.threads,
         jobs=trials.jobs,
         seed=config.seed,
     )
+    kept = tuple((key, NOT_COMPARED if key in unseen else why) for key, why in found.kept)
+    found = replace(found, kept=kept)
     if found.model is None or trials.holds(found.model, budget):
         return found
     reason = "In INT8 the model loses too much on samples it was not chosen on."

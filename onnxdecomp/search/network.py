@@ -27,7 +27,7 @@ from onnxdecomp.search.recover import LIGHT_STEPS, STEPS
 from onnxdecomp.search.run import gathered, n_jobs
 from onnxdecomp.search.subject import Subject
 from onnxdecomp.search.track import Track, untracked, watched
-from onnxdecomp.search.trial import Trials
+from onnxdecomp.search.trial import NOT_COMPARED, Trials
 from onnxdecomp.selection import Decision, Target, decide, new_study, rank_step, timed_inputs
 from onnxdecomp.weights.fit import FEW_FITS, FITS
 from onnxdecomp.weights.moments import Moments
@@ -108,7 +108,11 @@ class NetworkSearch:
         self._moments = gathered(model, targets, trials, config, track)
         live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
         block = rank_step(config) if live else channel_block()
+        unseen = trials.unseen(model.proto.graph)
+        hidden = [target for target in live if unseen.issuperset(_keys(target))]
+        live = [target for target in live if target not in hidden]
         subjects, self._reasons = _subjects(live, self._moments, config, block)
+        self._reasons |= {target.group.layer.key: NOT_COMPARED for target in hidden}
         most = MAX_OPTIONS_OF_LARGE if trials.looks_are_long else MAX_OPTIONS
         found = self._options(subjects, most)
         layers = [one for one in found if isinstance(one, LayerOptions)]
@@ -257,6 +261,11 @@ def _subject(target: Target, moments: Moments | None, config: Config, block: int
         return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
     bias = None if "bias" in config.without else target.group.known_bias()
     return Subject(target, new_study(target, weight, config, block), moments, bias)
+
+
+def _keys(target: Target) -> list[str]:
+    """Return the keys of the nodes of a target."""
+    return [site.layer.key for site in target.group.sites]
 
 
 def _most_saved(layer: LayerOptions, cost: Cost) -> float:

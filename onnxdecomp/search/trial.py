@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
+import onnx
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.find import LayerGroup
@@ -19,6 +20,7 @@ from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs, outputs_over
 from onnxdecomp.runtime.judge import is_choice
 from onnxdecomp.runtime.jury import Jury
+from onnxdecomp.runtime.outputs import unseen_from
 from onnxdecomp.runtime.pairs import KnownOutputs
 from onnxdecomp.runtime.rows import part
 from onnxdecomp.runtime.samples import LABELS
@@ -33,6 +35,9 @@ from onnxdecomp.search.work import Work, n_answers_each
 
 MAX_INSIDE_BYTES = 1 << 29
 """Weights in files of their own are read into memory up to this size: a search builds hundreds of models."""
+
+
+NOT_COMPARED = "nothing that is compared depends on it, so that nobody could tell what it loses"
 
 
 class Trials:
@@ -147,6 +152,16 @@ class Trials:
         """The first of them: the last step of a chain has far fewer unknowns than a patch of a layer."""
         n_samples = min(self.work.n_recovery, count(self.parts.fit))
         return part(self.parts.fit, np.arange(n_samples))
+
+    def unseen(self, graph: onnx.GraphProto) -> set[str]:
+        """Return the keys of the nodes that nothing that is compared depends on.
+
+        Args:
+            graph: Of the original, or of a model made of it.
+        """
+        if any(measure.compares == "anything" for measure in self.metrics.values()):
+            return set()
+        return unseen_from(graph, self.metrics)
 
     def build(self, replaced: Replacements) -> RuntimeModel:
         """Return the model with its replacements; where its weights are in files, as a file for as long as

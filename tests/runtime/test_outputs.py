@@ -3,7 +3,7 @@ import onnx
 import pytest
 
 from onnxdecomp.errors import ModelError
-from onnxdecomp.runtime.outputs import open_outputs, with_outputs
+from onnxdecomp.runtime.outputs import open_outputs, unseen_from, with_outputs
 from tests.graph.models import normal, parse, run
 from tests.networks import network
 
@@ -27,6 +27,14 @@ def test_only_what_the_outputs_need_is_left(model):
     kept = with_outputs(model, ["r1"])
     assert [node.op_type for node in kept.graph.node] == ["Conv", "BatchNormalization", "Relu"]
     assert [output.name for output in kept.graph.output] == ["r1"]
+
+
+def test_nodes_that_an_output_does_not_depend_on_are_known_in_bodies_too():
+    model = parse(BODY, {"v": normal(4, 4), "w": normal(4, 4, seed=1)})
+    assert unseen_from(model.graph, ["y"]) == set()
+    inside = {"y", "y.then_branch/o", "y.else_branch/o"}
+    assert unseen_from(model.graph, ["h"]) == inside
+    assert unseen_from(model.graph, []) == inside | {"h"}
 
 
 def test_nodes_that_a_body_reads_are_left():

@@ -21,6 +21,8 @@ from onnxdecomp.search import network as search_network
 from onnxdecomp.search import work
 from onnxdecomp.search.fitting import Fitter
 from onnxdecomp.search.network import NOT_WORTH_LOOKS
+from onnxdecomp.search.trial import NOT_COMPARED
+from tests.graph.models import normal
 from tests.networks import network
 from tests.timers import clock_of, even, in_place_by_macs, measured, slow, stop_the_clock
 
@@ -153,6 +155,39 @@ def test_a_metric_that_is_named_looks_at_the_first_output_and_says_so(two_output
     report = search(two_outputs, calibration, max_drop=0.05, metric="agreement")
     assert report.accuracy.output == ""
     assert any("agreement looks at 'y' alone, the first output. What 'z'" in note for note in report.notes)
+    assert {layer.key: layer.reason for layer in report.layers}["z"] == NOT_COMPARED
+
+
+def own_metric(outputs, labels, reference):
+    return -float(np.mean(np.square(outputs["z"] - reference["z"])))
+
+
+def test_a_function_of_the_user_may_see_any_output(two_outputs, calibration):
+    report = search(two_outputs, calibration, max_drop=1000.0, metric=f"{__name__}:own_metric")
+    assert "z" in {layer.key for layer in report.decomposed}
+
+
+def test_what_only_a_count_is_made_of_is_looked_at_and_what_is_made_of_it_is_not(tmp_path, calibration):
+    """As in a detector of two stages: a layer behind what was found is none that could be judged."""
+    proto = network()
+    proto.graph.initializer.append(numpy_helper.from_array(np.full(1, -1e9, np.float32), "low"))
+    proto.graph.initializer.append(numpy_helper.from_array(normal(24, 24), "w_second"))
+    proto.graph.node.append(helper.make_node("Greater", ["y", "low"], ["is_large"]))
+    proto.graph.node.append(helper.make_node("Compress", ["y", "first"], ["found"], axis=0))
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.int64), "at"))
+    proto.graph.node.append(helper.make_node("GatherND", ["is_large", "at"], ["one"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    proto.graph.node.append(helper.make_node("Reshape", ["one", "flat"], ["first"]))
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(sorted(nodes, key=lambda node: node.op_type == "Compress"))
+    proto.graph.node.append(helper.make_node("MatMul", ["found", "w_second"], ["second"], "second"))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, ["K", 24]))
+    onnx.save(proto, tmp_path / "stages.onnx")
+    report = search(tmp_path / "stages.onnx", calibration, max_drop=0.05)
+    assert report.decomposed
+    assert {layer.key: layer.reason for layer in report.layers}["second"] == NOT_COMPARED
 
 
 def test_a_larger_budget_gives_a_smaller_model(model, calibration):
