@@ -71,8 +71,8 @@ class ComparedOutputs:
         made_of = {name: sources for name, sources in self._counted.items() if sources}
         if made_of:
             found.append(
-                f"{_listed(made_of)}: as many rows as something is found. What it is found in is compared "
-                f"instead: {_listed(dict.fromkeys(chain(*made_of.values())))}."
+                f"{_listed(made_of)}: what was chosen of more. What it is chosen from is compared instead: "
+                f"{_listed(dict.fromkeys(chain(*made_of.values())))}."
             )
         if others:
             found.append(

@@ -120,9 +120,14 @@ def varying(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
+def made_of(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
+    """Return some tensors and all that they are made of."""
+    return _needed(graph, names)[1]
+
+
 def unseen_from(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
     """Return the keys of the nodes, those of bodies included, that some tensors do not depend on."""
-    _, used = _needed(graph, names)
+    used = made_of(graph, names)
     found, is_seen = set(), True
     for place in walk(graph):
         if not place.scope:

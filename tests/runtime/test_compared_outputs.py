@@ -44,7 +44,7 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
         (TWO, "sqnr", None, {"y": "sqnr"}, "sqnr looks at 'y' alone, the first output. What 'z' loses"),
         (TWO, None, np.zeros(20, int), {"y": "top1"}, "top1 looks at 'y' alone, the first output. What 'z'"),
         (TWO, f"{__name__}:own", None, {"y": f"{__name__}:own"}, None),
-        (COUNT, None, None, {"y": "sqnr"}, "'found': as many rows as something is found."),
+        (COUNT, None, None, {"y": "sqnr"}, "'found': what was chosen of more."),
         (COUNT, "sqnr", None, {"y": "sqnr"}, "sqnr looks at 'y' alone, the first output. What 'found' loses"),
         (HIDDEN, None, None, {"y": "agreement"}, "What 'found' loses is not measured"),
         (STATES, None, None, {"y": "agreement", "z": "sqnr"}, "'y' by agreement, 'z' by sqnr"),

@@ -24,6 +24,26 @@ def test_of_a_detector_that_ends_in_nms_it_is_boxes_and_scores():
     assert what_is_counted(proto) == {"found": ["boxes", "scores"]}
 
 
+BEST = """g (float[1, 6, 4] x) => (float[1, 3] best, float[1, 3, 4] found) {{
+    scores = ReduceSum<keepdims=0>(x, two)
+    best, at = TopK(scores, three)
+    column = Unsqueeze(at, two)
+    index = Expand(column, shape)
+    boxes = Abs(x)
+    {last}
+}}"""
+LAST = "found = GatherElements<axis=1>(boxes, index)"
+LAYER = "chosen = GatherElements<axis=1>(boxes, index) found = MatMul(chosen, w)"
+
+
+def test_of_the_best_so_many_it_is_what_they_are_chosen_from():
+    numbers = {"two": np.array([2]), "three": np.array([3]), "shape": np.array([1, 3, 4]), "w": normal(4, 4)}
+    proto = parse(BEST.format(last=LAST), numbers)
+    assert run(open_session(proto), {"x": normal(1, 6, 4)})["found"].shape == (1, 3, 4)
+    assert what_is_counted(proto) == {"best": ["scores"], "found": ["scores", "boxes"]}
+    assert what_is_counted(parse(BEST.format(last=LAYER), numbers)) == {}
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [

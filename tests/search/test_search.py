@@ -117,7 +117,7 @@ def test_of_what_is_counted_the_numbers_are_compared(tmp_path, calibration):
     assert report.decomposed
     assert report.accuracy.metric in ("sqnr", "r2")
     assert report.accuracy.drop <= 0.05
-    assert any("'found': as many rows as something is found" in note for note in report.notes)
+    assert any("'found': what was chosen of more" in note for note in report.notes)
     with pytest.raises(ModelError, match=r"'found' .* says nothing of single ones|cannot be joined"):
         search(tmp_path / "counts.onnx", calibration, max_drop=0.05, metric="agreement")
 
