@@ -37,7 +37,7 @@ class ComparedOutputs:
         self._counted = what_is_counted(model) if self._is_guessed else {}
         proto = read_proto(model)
         outputs = [output.name for output in proto.graph.output]
-        self._likely_numbers = _likely_numbers(proto)
+        self._likely_numbers = _likely_numbers(proto).union(*self._counted.values())
         stand = dict.fromkeys(chain(*(self._counted.get(name, [name]) for name in outputs)))
         self.names = list(stand) if self._counted and stand else None
         self._all = self.names or outputs
@@ -53,8 +53,7 @@ class ComparedOutputs:
             UsageError: The metric that was named needs labels, and there are none.
         """
         if self._named is None:
-            counted = set(chain(*self._counted.values()))
-            return suited_metrics(reference, labels, counted, self._likely_numbers)
+            return suited_metrics(reference, labels, self._likely_numbers)
         if labels is None and self._named.needs_labels:
             raise labels_missing(self._named.name)
         return {next(iter(reference)): self._named}

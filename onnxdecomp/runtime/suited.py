@@ -22,10 +22,7 @@ LEAST_VARYING = 0.5
 
 
 def suited_metrics(
-    reference: Outputs,
-    labels: Array | None,
-    numbers: Collection[str] = (),
-    likely_numbers: Collection[str] = (),
+    reference: Outputs, labels: Array | None, likely_numbers: Collection[str] = ()
 ) -> dict[str, Metric]:
     """Return the metric of each output that is compared where nobody names one, by name of the output.
 
@@ -36,8 +33,7 @@ def suited_metrics(
     Args:
         reference: Outputs of the original.
         labels: Of the samples; None where there are none.
-        numbers: Outputs that are known to be no scores of classes.
-        likely_numbers: Those that are scores at the most where they are probabilities.
+        likely_numbers: Outputs that are scores of classes at the most where they are probabilities.
     """
     (first, _), *_ = reference.items()
     if labels is not None:
@@ -46,8 +42,7 @@ def suited_metrics(
     likely = _at_shared_places(compared).union(likely_numbers)
     found = {}
     for name, array in compared.items():
-        is_likely = name in likely and is_float(array) and not are_probabilities(array)
-        is_numbers = name in numbers or is_likely
+        is_numbers = name in likely and is_float(array) and not are_probabilities(array)
         found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array})]
     return found
 

@@ -65,6 +65,14 @@ def test_what_is_compared_by_what_is_said(proto, name, labels, metrics, said):
     assert (said is None) == (not notes)
 
 
+def test_of_the_best_classes_all_scores_are_compared_by_the_highest():
+    text = "g (float[N, 5] x) => (float[N, 2] best, int64[N, 2] at) { p = Softmax(x) best, at = TopK(p, k) }"
+    compared = ComparedOutputs(parse(text, {"k": np.array([2])}), None, has_labels=False)
+    assert compared.names == ["p"]
+    scores = np.exp(SCORES) / np.exp(SCORES).sum(-1, keepdims=True)
+    assert compared.metrics({"p": scores}, None)["p"].name == "agreement"
+
+
 @pytest.mark.parametrize(("proto", "names"), [(TWO, None), (COUNT, ["y"]), (HIDDEN, ["y"])])
 def test_what_is_counted_stands_for_counts(proto, names):
     assert ComparedOutputs(proto, None, has_labels=False).names == names
