@@ -5,11 +5,22 @@ from itertools import chain
 
 import onnx
 
+from onnxdecomp.graph.walk import walk
 from onnxdecomp.runtime.counted import what_is_counted
 from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric
 from onnxdecomp.runtime.feeds import input_specs
 from onnxdecomp.runtime.session import Array, Model, read_proto
 from onnxdecomp.runtime.suited import doubt_of_default, suited_metrics
+
+RANDOM = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+"""Operators that draw numbers."""
 
 MAX_NAMED = 4
 """Outputs that a sentence names, before it says how many more there are."""
@@ -37,6 +48,7 @@ class ComparedOutputs:
         self._counted = what_is_counted(model) if self._is_guessed else {}
         proto = read_proto(model)
         outputs = [output.name for output in proto.graph.output]
+        self._random = sorted({place.node.op_type for place in walk(proto.graph)} & set(RANDOM))
         self._likely_numbers = _likely_numbers(proto).union(*self._counted.values())
         stand = dict.fromkeys(chain(*(self._counted.get(name, [name]) for name in outputs)))
         self.names = list(stand) if self._counted and stand else None
@@ -88,6 +100,11 @@ class ComparedOutputs:
             found.append(
                 f"Metric {measure.name} looks at '{first}' alone, the first output. What {left} loses is not "
                 "measured: a function of your own, --metric package.module:function, sees all outputs."
+            )
+        if self._random:
+            found.append(
+                f"The model draws random numbers ({', '.join(self._random)}), so that its outputs differ "
+                "from run to run, which counts as loss: a model that is given them as an input has none of it."
             )
         doubt = doubt_of_default(reference, measure.name) if self._is_guessed and not others else None
         return found + ([doubt] if doubt else [])

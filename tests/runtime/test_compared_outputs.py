@@ -30,6 +30,7 @@ STATES = parse("""g (float[N, 5] x, float[N, 5] before) => (float[N, 5] y, float
     y = Add(x, before)
     z = Sub(x, before)
 }""")
+NOISY = parse("g (float[N, 5] x) => (float[N, 5] y) { noise = RandomNormalLike(x) y = Add(x, noise) }")
 SCORES = normal(20, 5)
 
 
@@ -48,6 +49,7 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
         (COUNT, "sqnr", None, {"y": "sqnr"}, "sqnr looks at 'y' alone, the first output. What 'found' loses"),
         (HIDDEN, None, None, {"y": "agreement"}, "What 'found' loses is not measured"),
         (STATES, None, None, {"y": "agreement", "z": "sqnr"}, "'y' by agreement, 'z' by sqnr"),
+        (NOISY, None, None, {"y": "agreement"}, "The model draws random numbers (RandomNormalLike)"),
         (OF_PLACES, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_ONE, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_OPEN, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
