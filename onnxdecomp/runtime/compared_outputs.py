@@ -104,7 +104,7 @@ class ComparedOutputs:
         if self._random:
             found.append(
                 f"The model draws random numbers ({', '.join(self._random)}), so that its outputs differ "
-                "from run to run, which counts as loss: a model that is given them as an input has none of it."
+                "from run to run, which counts as loss: a model given them as an input has none of it."
             )
         doubt = doubt_of_default(reference, measure.name) if self._is_guessed and not others else None
         return found + ([doubt] if doubt else [])
