@@ -39,8 +39,9 @@ MIN_ROUNDS = 3
 STEADY = 0.03
 """Models whose runs vary by no more than this share, from quartile to quartile, are not run more often."""
 
-MAX_TOGETHER_BYTES = 2**30
-"""Models of more bytes than this are not held at once, but a few after the others."""
+MAX_TOGETHER_BYTES = 2**29
+"""Models of more bytes than this are not held at once, but a few after the others. Sessions that are profiled
+take some six times the bytes of their models."""
 
 
 class Formed(Protocol):
