@@ -210,11 +210,13 @@ def _scaled(cost: InPlace, factor: float) -> InPlace:
 
 
 def _with_layers_of(first: InPlace, again: InPlace) -> InPlace:
-    """Return what a model cost, with the layers that were told apart only another time."""
+    """Return what a model cost, with the layers that were told apart from the rest only another time."""
+    added_ms = {key: ms for key, ms in again.layers_ms.items() if key not in first.layers_ms}
     return replace(
         first,
-        layers_ms={**again.layers_ms, **first.layers_ms},
+        layers_ms={**first.layers_ms, **added_ms},
         spreads_ms={**again.spreads_ms, **first.spreads_ms},
+        rest_ms=max(0.0, first.rest_ms - sum(added_ms.values())),
     )
 
 
