@@ -13,6 +13,9 @@ MANY = parse("g (float[N, 6] x) => (float[N, 6] y) { y = Neg(x) }")
 SINGLE = parse("""g (float[N, 6] x) => (float[N, 2, 3] y) <int64[3] shape = {1, 2, 3}> {
     y = Reshape(x, shape)
 }""")
+MERGING = parse(
+    """g (float[N, 6] x) => (float[1, M] y) <int64[2] shape = {1, -1}> { y = Reshape(x, shape) }"""
+)
 FRAMES = parse("g (float[T, 6] x) => (float[2, 12] y) <int64[2] shape = {2, 12}> { y = Reshape(x, shape) }")
 SAMPLES = {"x": np.arange(24, dtype=np.float32).reshape(4, 6), LABELS: np.arange(4)}
 
@@ -28,6 +31,12 @@ def test_each_sample_is_a_whole_input_where_the_model_takes_one():
     outputs = outputs_over(SINGLE, taken)["y"]
     assert np.array_equal(outputs, SAMPLES["x"].reshape(4, 2, 3))
     assert as_taken(taken, SINGLE)["x"].shape == (4, 1, 6)
+
+
+def test_a_model_that_makes_one_row_of_several_samples_is_given_one_at_a_time():
+    taken = as_taken(SAMPLES, MERGING)
+    assert taken["x"].shape == (4, 1, 6)
+    assert np.array_equal(outputs_over(MERGING, taken)["y"], SAMPLES["x"])
 
 
 def test_where_axis_0_is_not_one_of_samples_the_error_says_what_to_give():
