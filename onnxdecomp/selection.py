@@ -123,7 +123,9 @@ def model_inputs(
     """
     if config.calibration is not None:
         proto = read_proto(source)
-        samples = as_taken(load_samples(config.calibration, proto), source)
+        samples = load_samples(config.calibration, proto)
+        if batch > 1:  # a single sample is the same either way
+            samples = as_taken(samples, source)
         n_values = sum(array[:1].size for array in samples.values())
         size = max(1, min(batch, MAX_FEED_VALUES // max(1, n_values)))
         return list(islice(batches(samples, proto, size), n_feeds))

@@ -40,7 +40,8 @@ def what_is_counted(model: Model) -> dict[str, list[str]]:
     """
     graph = read_proto(model).graph
     depends = varying(graph)
-    before_layers = _before_layers(graph)
+    dense = (node for node in graph.node if is_dense(node.op_type, node.domain))
+    before_layers = made_of(graph, (name for node in dense for name in reads(node) if name))
     counted: dict[str, dict[str, None]] = {}  # by tensor, what is counted in it
     for node in graph.node:
         inputs = [name for name in reads(node) if name in depends]
@@ -56,15 +57,6 @@ def what_is_counted(model: Model) -> dict[str, list[str]]:
     floats = _Floats(model, graph, depends)
     outputs = [output.name for output in graph.output]
     return {name: floats.of(counted[name]) for name in outputs if name in counted}
-
-
-def _before_layers(graph: onnx.GraphProto) -> set[str]:
-    """Return the tensors of which layers make others."""
-    found: set[str] = set()
-    for node in reversed(graph.node):
-        if is_dense(node.op_type, node.domain) or not found.isdisjoint(node.output):
-            found.update(name for name in reads(node) if name)
-    return found
 
 
 class _Floats:

@@ -131,7 +131,7 @@ def unseen_from(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
     found, is_seen = set(), True
     for place in walk(graph):
         if not place.scope:
-            is_seen = any(name in used for name in place.node.output if name)
+            is_seen = not used.isdisjoint(place.node.output)
         if not is_seen:
             found.add(place.key)
     return found
@@ -150,7 +150,7 @@ def _needed(
         index = producers.get(name)
         if name not in known and index is not None and index not in needed:
             needed.add(index)
-            pending += reads(graph.node[index])
+            pending += filter(None, reads(graph.node[index]))  # an input left out has an empty name
     return needed, used
 
 

@@ -1,7 +1,5 @@
 """INT8 after decomposition, inside the same budget of accuracy and never slower."""
 
-from dataclasses import replace
-
 import onnx
 
 from onnxdecomp.config import Config
@@ -24,7 +22,7 @@ def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Q
     """
     budget = DEFAULT_MAX_DROP if config.max_drop is None else config.max_drop
     feeds = timed_inputs(trials.original, config)
-    unseen = trials.unseen(read_proto(model).graph)
+    unseen = dict.fromkeys(trials.unseen(read_proto(model).graph), NOT_COMPARED)
 
     def faster(quick: onnx.ModelProto, slow: Model) -> bool:
         return compare_latency(slow, quick, feeds, config.threads).speedup_low > 1.0
@@ -41,8 +39,6 @@ def quantized(model: Model, trials: Trials, config: Config, against: Model) -> Q
         jobs=trials.jobs,
         seed=config.seed,
     )
-    kept = tuple((key, NOT_COMPARED if key in unseen else why) for key, why in found.kept)
-    found = replace(found, kept=kept)
     if found.model is None or trials.holds(found.model, budget):
         return found
     reason = "In INT8 the model loses too much on samples it was not chosen on."

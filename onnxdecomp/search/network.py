@@ -1,6 +1,6 @@
 """Search a whole network: from calibration samples to a decision for every layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 
@@ -109,10 +109,7 @@ class NetworkSearch:
         live = [target for target in targets if not target.reason and isinstance(target.policy, Fastest)]
         block = rank_step(config) if live else channel_block()
         unseen = trials.unseen(model.proto.graph)
-        hidden = [target for target in live if unseen.issuperset(_keys(target))]
-        live = [target for target in live if target not in hidden]
-        subjects, self._reasons = _subjects(live, self._moments, config, block)
-        self._reasons |= {target.group.layer.key: NOT_COMPARED for target in hidden}
+        subjects, self._reasons = _subjects(live, unseen, self._moments, config, block)
         most = MAX_OPTIONS_OF_LARGE if trials.looks_are_long else MAX_OPTIONS
         found = self._options(subjects, most)
         layers = [one for one in found if isinstance(one, LayerOptions)]
@@ -238,13 +235,18 @@ class NetworkSearch:
 
 
 def _subjects(
-    targets: Sequence[Target], moments: dict[str, Moments], config: Config, block: int
+    targets: Sequence[Target],
+    unseen: Collection[str],
+    moments: dict[str, Moments],
+    config: Config,
+    block: int,
 ) -> tuple[list[Subject], dict[str, str]]:
     """Return what the options of layers are found from, and why others have none by key."""
-    found = {
-        target.group.layer.key: _subject(target, moments.get(target.group.layer.key), config, block)
-        for target in targets
-    }
+    found: dict[str, Subject | str] = {}
+    for target in targets:
+        key = target.group.layer.key
+        is_unseen = all(site.layer.key in unseen for site in target.group.sites)
+        found[key] = NOT_COMPARED if is_unseen else _subject(target, moments.get(key), config, block)
     reasons = {key: one for key, one in found.items() if isinstance(one, str)}
     return [one for one in found.values() if not isinstance(one, str)], reasons
 
@@ -261,11 +263,6 @@ def _subject(target: Target, moments: Moments | None, config: Config, block: int
         return "its input shape is unknown, so nothing can be timed: give the sizes with --shape"
     bias = None if "bias" in config.without else target.group.known_bias()
     return Subject(target, new_study(target, weight, config, block), moments, bias)
-
-
-def _keys(target: Target) -> list[str]:
-    """Return the keys of the nodes of a target."""
-    return [site.layer.key for site in target.group.sites]
 
 
 def _most_saved(layer: LayerOptions, cost: Cost) -> float:

@@ -36,7 +36,6 @@ from onnxdecomp.search.work import Work, n_answers_each
 MAX_INSIDE_BYTES = 1 << 29
 """Weights in files of their own are read into memory up to this size: a search builds hundreds of models."""
 
-
 NOT_COMPARED = "nothing that is compared depends on it, so that nobody could tell what it loses"
 
 

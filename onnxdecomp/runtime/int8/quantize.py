@@ -9,6 +9,7 @@ what is decided here is which nodes, over which ranges, and whether the result i
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -34,8 +35,6 @@ N_COMPARED = 16
 
 MAX_TRIMMED = 4
 """Nodes that are tried in float for the sake of speed."""
-
-EXCLUDED = "it was asked to stay in float"
 
 Loss = Callable[[onnx.ModelProto], float]
 
@@ -68,7 +67,7 @@ def quantize(
     model: Model,
     samples: Mapping[str, Array],
     *,
-    exclude: Collection[str] = (),
+    exclude: Mapping[str, str] = MappingProxyType({}),
     threads: int = 1,
     seed: int = 0,
 ) -> Quantized:
@@ -77,7 +76,7 @@ def quantize(
     Args:
         model: The float model or its path; not modified.
         samples: Unlabelled samples as `load_samples` returns them.
-        exclude: Keys of nodes to leave in float.
+        exclude: Why nodes are to be left in float, by their keys.
         threads: Threads inside an operator.
         seed: Seed of the choice of `N_CALIBRATION` samples.
 
@@ -126,7 +125,7 @@ def search_int8(
     *,
     faster: Faster | None = None,
     against: Model | None = None,
-    exclude: Collection[str] = (),
+    exclude: Mapping[str, str] = MappingProxyType({}),
     threads: int = 1,
     jobs: int = 1,
     seed: int = 0,
@@ -146,7 +145,7 @@ def search_int8(
         budget: What it may lose at most.
         faster: The clock; None to accept any model.
         against: What the result has to be faster than; None is the float model.
-        exclude: Keys of nodes to leave in float.
+        exclude: Why nodes are to be left in float, by their keys.
         threads: Threads inside an operator.
         jobs: Batches of samples that models are compared on side by side.
         seed: Seed of the choice of `N_CALIBRATION` samples.
@@ -239,7 +238,7 @@ def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
 def _begin(
     model: Model,
     samples: Mapping[str, Array],
-    exclude: Collection[str],
+    exclude: Mapping[str, str],
     threads: int,
     seed: int,
     jobs: int = 1,
@@ -297,14 +296,14 @@ class _Work:
     padded: bool = False
 
     @classmethod
-    def start(cls, builder: Int8Builder, exclude: Collection[str]) -> "_Work | Quantized":
+    def start(cls, builder: Int8Builder, exclude: Mapping[str, str]) -> "_Work | Quantized":
         """Choose the ranges over which the whole model comes closest to the float one.
 
         Raises:
             ModelError: The quantizer fails.
         """
         layers = {name: key for name, key in builder.layers.items() if key not in exclude}
-        asked = {key: EXCLUDED for name, key in builder.layers.items() if name not in layers}
+        asked = {key: exclude[key] for key in builder.layers.values() if key in exclude}
         kept = {**builder.kept, **asked}
         if not layers:
             return Quantized(None, kept=tuple(kept.items()), reason="No node of the model can be quantized.")

@@ -265,7 +265,7 @@ SHARED = """g (float[N, 6] x) => (float[N, 6] y, float[N, 6] z) {
 
 def test_an_excluded_layer_stays_in_float_with_its_weight():
     model, samples = parse(SHARED, {"w": normal(6, 6)}), {"x": normal(24, 6)}
-    found = quantize(model, samples, exclude=["z"])
+    found = quantize(model, samples, exclude={"z": "it was asked to stay in float"})
     assert found.quantized == ("y",)
     assert reasons(found) == {"z": "it was asked to stay in float"}
     multiplied = {node.output[0]: node for node in found.model.graph.node if node.op_type == "MatMul"}
@@ -282,7 +282,7 @@ def test_layers_may_share_a_weight():
 
 def test_an_unknown_node_to_exclude_gets_a_suggestion():
     with pytest.raises(UsageError, match="did you mean 'y'"):
-        quantize(parse(ONE_CONV, CONV_ARRAYS), images(), exclude=["yy"])
+        quantize(parse(ONE_CONV, CONV_ARRAYS), images(), exclude={"yy": "it was asked to stay in float"})
 
 
 def test_too_few_samples_for_a_fixed_batch():
