@@ -21,7 +21,7 @@ from onnxdecomp.graph.draft import Draft
 from onnxdecomp.graph.external import tensor_bytes
 from onnxdecomp.graph.io import Model
 from onnxdecomp.graph.lens import opset
-from onnxdecomp.graph.names import MARK, fresh, graphs_by_scope, put_initializer, taken_prefixes
+from onnxdecomp.graph.names import MARK, fresh, graphs_by_scope, put_initializer
 from onnxdecomp.graph.stored import StoredCodebook
 from onnxdecomp.graph.tensors import dense_constants
 from onnxdecomp.graph.weights import FLOAT_TYPES
@@ -66,7 +66,7 @@ class CodebookWriter:
         self._ir_version = model.proto.ir_version
         self._graphs = graphs_by_scope(model.proto)
         self._constants = dense_constants(model.proto)
-        self._prefixes = set(taken_prefixes(model.proto))
+        self._prefixes = set(model.taken_prefixes)
         self._shared_prefix = fresh("", self._prefixes) + MARK
         self._shared: dict[str, onnx.TensorProto] = {}
         self._drafts: dict[tuple[str, str], Draft] = {}

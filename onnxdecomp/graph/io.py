@@ -24,6 +24,7 @@ from onnxdecomp.graph.external import (
     is_packed,
     locate,
 )
+from onnxdecomp.graph.names import taken_prefixes
 
 INLINE_LIMIT_BYTES = 1_800_000_000
 """Above this size the weights go to a data file: a protobuf message ends at 2 GiB."""
@@ -74,6 +75,11 @@ class Model:
     def message_bytes(self) -> int:
         """Size of the message, counted once: that takes about as long as writing it."""
         return int(self.proto.ByteSize())
+
+    @cached_property
+    def taken_prefixes(self) -> frozenset[str]:
+        """What stands before our mark in its names, looked for once (`graph.names`)."""
+        return frozenset(taken_prefixes(self.proto))
 
     @property
     def data_files(self) -> set[Path]:

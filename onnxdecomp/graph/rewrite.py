@@ -19,7 +19,7 @@ from onnxdecomp.graph.emit import Wiring, chain_nodes, stored_weight
 from onnxdecomp.graph.find import LayerGroup, Site
 from onnxdecomp.graph.io import Model, as_stored
 from onnxdecomp.graph.lens import opset
-from onnxdecomp.graph.names import MARK, as_input, fresh, graphs_by_scope, remove, taken_prefixes, used_names
+from onnxdecomp.graph.names import MARK, as_input, fresh, graphs_by_scope, remove, used_names
 from onnxdecomp.graph.weights import Constant
 from onnxdecomp.methods.base import Chain, FloatArray
 
@@ -58,7 +58,7 @@ class Rewriter:
         self._add_tensor = add_tensor
         self._opset = opset(model.proto)
         self._old_ir = model.proto.ir_version <= _IR_WITHOUT_HIDDEN_CONSTANTS
-        self._weight_prefixes = set(taken_prefixes(model.proto))
+        self._weight_prefixes = set(model.taken_prefixes)
         self._node_prefixes = set(self._weight_prefixes)
         self._edits: dict[str, _Edits] = {}
 
