@@ -135,6 +135,8 @@ class Layer:
         in_shape: ``(N, *spatial)`` of the input, N being the batch or the rows of a matrix product;
             None when it could not be found out.
         weight_on_left: True for a MatMul whose constant is the left operand.
+        flattened: Of a matrix, the axes that its inputs were before they were flattened into one, such as
+            channels, height and width; empty where that is unknown.
     """
 
     key: str
@@ -143,6 +145,7 @@ class Layer:
     geometry: Geometry
     in_shape: tuple[int, ...] | None = None
     weight_on_left: bool = False
+    flattened: tuple[int, ...] = ()
 
     @property
     def spec(self) -> StepSpec:
@@ -153,6 +156,11 @@ class Layer:
     def kernel(self) -> tuple[int, ...]:
         """Kernel size per spatial axis; empty for a matrix."""
         return self.weight_shape[2:]
+
+    @property
+    def patch_axes(self) -> tuple[int, ...]:
+        """Axes of what one output of a group is a weighted sum of: ``(I/G, *K)``, or what was flattened."""
+        return self.flattened or self.weight_shape[1:]
 
     @property
     def group(self) -> int:

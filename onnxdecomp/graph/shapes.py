@@ -5,6 +5,7 @@ from contextlib import suppress
 from math import prod
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from onnxdecomp.graph.io import SMALL_TENSOR_BYTES
 from onnxdecomp.graph.lens import Scope
@@ -12,6 +13,12 @@ from onnxdecomp.graph.walk import walk
 from onnxdecomp.layer import OpType
 
 Dims = tuple[int | None, ...]
+
+FLATTENING = frozenset(["Flatten", "Reshape"])
+"""Operators that make one axis of several."""
+
+KEEPING = frozenset(["Cast", "Clip", "Dropout", "Identity", "LeakyRelu", "Relu"])
+"""Operators that may stand between a tensor that was flattened and a matrix."""
 
 
 class StaticShapes:
@@ -67,6 +74,27 @@ def layer_in_shape(
     if counted and None not in counted[1:]:
         return _normal(op_type, (1, *counted[1:]))
     return None
+
+
+def flattened_axes(data: gs.Tensor, shapes: StaticShapes, scope: Scope, width: int) -> tuple[int, ...]:
+    """Return the axes that the last axis of a tensor was before it was flattened; empty where unknown.
+
+    Args:
+        data: The data input of a matrix.
+        shapes: Shapes of the model's tensors.
+        scope: Where the matrix stands.
+        width: Size of that axis.
+    """
+    while data.inputs and data.inputs[0].inputs and data.inputs[0].op in KEEPING:
+        data = data.inputs[0].inputs[0]
+    if not data.inputs or data.inputs[0].op not in FLATTENING:
+        return ()
+    axes: list[int] = []
+    for size in reversed(shapes.of(data.inputs[0].inputs[0].name, scope) or ()):
+        if size is None or prod(axes) >= width:
+            break
+        axes.insert(0, size)
+    return tuple(axes) if len(axes) > 1 and prod(axes) == width else ()
 
 
 def _counted(op_type: OpType, shape: Dims, *, transposed: bool) -> Dims:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnxdecomp.graph.fold import Tail
 from onnxdecomp.graph.lens import STANDARD_DOMAINS, Lens, Place
-from onnxdecomp.graph.shapes import StaticShapes, layer_in_shape
+from onnxdecomp.graph.shapes import StaticShapes, flattened_axes, layer_in_shape
 from onnxdecomp.graph.weights import FLOAT_TYPES, Constant, Step, trace
 from onnxdecomp.layer import Geometry, Layer, OpType
 
@@ -111,7 +111,9 @@ def read_site(
     on_left, trans_a = index == 0, op_type == "Gemm" and bool(place.node.attrs.get("transA", 0))
     static = shapes.of(data.name, place.scope)
     in_shape = layer_in_shape(op_type, static, observed, place.key, transposed=on_left or trans_a)
-    layer = Layer(place.key, op_type, normal.shape, geometry, in_shape, on_left)
+    is_row = not (geometry.n_axes or on_left or trans_a)
+    flattened = flattened_axes(data, shapes, place.scope, normal.shape[1]) if is_row else ()
+    layer = Layer(place.key, op_type, normal.shape, geometry, in_shape, on_left, flattened)
     bias = place.node.inputs[2] if op_type != "MatMul" and len(place.node.inputs) > 2 else None
     if bias is not None and bias.is_empty():
         bias = None

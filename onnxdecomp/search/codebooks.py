@@ -27,7 +27,8 @@ from onnxdecomp.report.outcome import BeforeAfter, WeightOutcome
 from onnxdecomp.search.trial import NOT_COMPARED
 from onnxdecomp.weights.centroids import output_error, refit_codebook
 from onnxdecomp.weights.cluster import Codebook, cluster, codebook_bytes, input_importance, weight_error
-from onnxdecomp.weights.moments import Moment, Moments, shrunk
+from onnxdecomp.weights.moments import Moment, Moments
+from onnxdecomp.weights.shrinkage import shrunk
 
 NODE_BYTES = 700
 """What the nodes that decode a weight take in a file, and the names of their constants, at about the most."""
@@ -206,7 +207,7 @@ def metric_of(model: Model, weight: Clusterable, moments: Moments | None) -> Met
     if site.tail:
         factor = np.abs(site.tail.affine(model, shape[0])[0])
         scale = np.maximum(factor, np.finfo(np.float32).eps * max(float(np.max(factor)), 1e-30))
-    moment = shrunk(moments.second, moments.n_patches)
+    moment = shrunk(moments.second, moments.n_patches, group.layer.patch_axes)
     assert isinstance(moment, np.ndarray)
     by_input = input_importance(moment, shape).reshape(-1, order.shape[1])  # (1 or O, D)
     importance = np.empty(order.size)

@@ -59,35 +59,6 @@ class Moments:
         return replace(self, mean=np.ascontiguousarray(self.mean), second=second)
 
 
-def shrinkage(moment: Moment | ThinMoment, n_patches: int) -> float:
-    """Return how much of a moment ``(G, D, D)`` is better taken from the identity of the same trace, 0..1.
-
-    Few patches show few directions, and what is fitted to them alone is wrong elsewhere. The share is near 0
-    where many patches spread over few directions, and near 1 where there are fewer patches than directions.
-
-    Source: Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance estimation", IEEE
-    Transactions on Signal Processing 58 (2010), oracle approximating shrinkage; here over all groups.
-    """
-    size = moment.shape[-1]
-    if isinstance(moment, ThinMoment):
-        squares, trace = moment.squares, moment.trace**2
-    else:
-        squares = float(np.sum(np.square(moment)))  # tr(C C)
-        trace = float(np.sum(np.square(np.trace(moment, axis1=1, axis2=2))))  # tr(C)^2, over the groups
-    above = (1 - 2 / size) * squares + trace
-    below = (n_patches + 1 - 2 / size) * (squares - trace / size)
-    return min(1.0, above / below) if below > 0 else 1.0
-
-
-def shrunk(moment: Moment | ThinMoment, n_patches: int) -> Moment | ThinMoment:
-    """Return a moment ``(G, D, D)`` with the share of the identity that `shrinkage` says."""
-    share, size = shrinkage(moment, n_patches), moment.shape[-1]
-    if isinstance(moment, ThinMoment):
-        return moment.blended(1 - share, share * moment.trace / size)
-    level = np.trace(moment, axis1=1, axis2=2) / size  # (G,)
-    return np.asarray((1 - share) * moment + (share * level)[:, np.newaxis, np.newaxis] * np.eye(size))
-
-
 @dataclass(frozen=True)
 class PairMoments:
     """Joint moments of what a layer of the original puts out and what the last step that replaces it meets.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from onnxdecomp.layer import Layer, StepSpec
 from onnxdecomp.methods.base import Chain, FloatArray, recompose
-from onnxdecomp.weights.moments import MAX_ROOT, Moment, Moments, shrinkage, shrunk
+from onnxdecomp.weights.moments import MAX_ROOT, Moment, Moments
+from onnxdecomp.weights.shrinkage import shrinkage, shrunk
 from onnxdecomp.weights.thin_moment import ThinMoment
 from onnxdecomp.weights.whiten import Root, root_of
 
@@ -37,7 +38,7 @@ class Metric:
         layer: The layer.
         weight: ``(G, O/G, D)`` in float64.
         moment: ``(G, D, D)``: the covariance where the bias takes up the mean, else the second moment, shrunk
-            to the identity as far as there are few patches.
+            as far as there are few patches.
         mean: ``(G, D)`` mean patch; zero where there is no bias to take it up.
         product: ``(G, O/G, D)``, weight times moment.
         energy: ``tr(W C W^T)`` over the groups: the energy of the output.
@@ -55,7 +56,8 @@ class Metric:
     def of(cls, layer: Layer, weight: FloatArray, moments: Moments, *, with_bias: bool) -> "Metric":
         """Return the metric of a weight ``(O, I/G, *K)`` on data."""
         blocks = np.asarray(weight, np.float64).reshape(layer.group, layer.out_channels // layer.group, -1)
-        moment = shrunk(moments.covariance if with_bias else moments.second, moments.n_patches)
+        moment = moments.covariance if with_bias else moments.second
+        moment = shrunk(moment, moments.n_patches, layer.patch_axes)
         mean = moments.mean if with_bias else np.zeros_like(moments.mean)
         outcome = np.asarray(blocks @ moment, np.float64)  # (G, O/G, D)
         return cls(layer, blocks, moment, mean, outcome, float(np.sum(outcome * blocks)))

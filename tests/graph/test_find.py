@@ -127,6 +127,35 @@ def test_a_matmul_with_a_constant_on_the_right_is_found(in_shape: tuple[int, ...
     assert_rewritten_equal(proto, {"x": normal(*in_shape)})
 
 
+FLATTENED = {
+    "flatten": ("f = Flatten(x)", (2, 6, 3, 4), (6, 3, 4)),
+    "an open number of samples": ("f = Flatten(x)", ("n", 6, 3, 4), (6, 3, 4)),
+    "reshape": ("s = Constant<value_ints=[2,-1]>() f = Reshape(x, s)", (2, 3, 4, 6), (3, 4, 6)),
+    "heads of an attention": (
+        "s = Constant<value_ints=[2,5,-1]>() f = Reshape(x, s)",
+        (2, 5, 8, 9),
+        (8, 9),
+    ),
+    "with nodes between": ("e = Relu(x) g = Flatten(e) h = Relu(g) f = Dropout(h)", (2, 8, 3, 3), (8, 3, 3)),
+    "a node that mixes": ("g = Flatten(x) f = Softmax(g)", (2, 8, 3, 3), ()),
+    "unknown": ("f = Flatten(x)", (2, 8, "h", 3), ()),
+    "one axis": ("f = Identity(x)", (2, 72), ()),
+}
+
+
+@pytest.mark.parametrize("case", FLATTENED)
+def test_a_matrix_knows_the_axes_that_were_flattened_before_it(case):
+    nodes, shape, axes = FLATTENED[case]
+    sizes = ",".join(map(str, shape))
+    weight = np.ones((72, 5), np.float32)
+    model = parse(
+        f"agraph (float[{sizes}] x) => (float[y0,y1] y) {{ {nodes} y = MatMul(f, w) }}", {"w": weight}
+    )
+    (layer,) = [group.layer for group in find(model).groups]
+    assert layer.flattened == axes
+    assert layer.patch_axes == (axes or (72,))
+
+
 @pytest.mark.parametrize("in_shape", [(4,), (4, 5), (3, 4, 5), (2, 3, 4, 5)])
 def test_a_matmul_with_a_constant_on_the_left_is_found(in_shape: tuple[int, ...]) -> None:
     rank = ",".join("abcd"[: len(in_shape)])

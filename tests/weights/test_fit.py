@@ -9,7 +9,7 @@ from onnxdecomp.layer import Layer
 from onnxdecomp.methods import find_methods, registered
 from onnxdecomp.methods.base import Chain, Method, decompose, recompose, relative_error
 from onnxdecomp.weights.fit import FITS, MAX_ROOT, WEIGHTS, distinct_fits
-from onnxdecomp.weights.moments import Moments, shrinkage
+from onnxdecomp.weights.moments import Moments
 from onnxdecomp.weights.refit import Metric, patch_size, refitted
 from onnxdecomp.weights.whiten import WhitenedAnalysis, first_axes, root_of
 from tests.builders import LAYERS, MATRICES, Array, conv_layer, matrix_layer, weight_of
@@ -165,21 +165,6 @@ def test_a_layer_that_never_sees_anything_has_no_error():
     chain, _ = refitted(decompose_plain(*find_methods("svd/2-steps"), layer, (2,)), metric)
     assert metric.error(whole(chain)) == 0.0
     assert all(np.isfinite(w).all() for w in chain.weights)
-
-
-def test_few_patches_are_believed_less():
-    rng = np.random.default_rng(5)
-    shares = []
-    for n in (8, 64, 512, 4096):
-        patches = rng.standard_normal((n, 64)) * np.geomspace(1, 0.01, 64)
-        shares.append(shrinkage((patches.T @ patches / n)[np.newaxis], n))
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.3
-    assert shares[-1] < 0.01
-
-
-def test_white_patches_become_the_identity():
-    assert shrinkage(2 * np.eye(8)[np.newaxis], 100) == 1.0
 
 
 def test_a_step_fitted_to_few_patches_holds_on_others():

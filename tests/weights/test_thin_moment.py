@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from onnxdecomp.methods import find_methods
 from onnxdecomp.methods.base import decompose, recompose
 from onnxdecomp.weights.fit import FITS, MAX_ROOT, Data, distinct_fits
-from onnxdecomp.weights.moments import Moments, is_thin, shrinkage, shrunk
+from onnxdecomp.weights.moments import Moments, is_thin
+from onnxdecomp.weights.shrinkage import shrinkage, shrunk
 from onnxdecomp.weights.thin_moment import ThinMoment
 from tests.builders import conv_layer, matrix_layer, weight_of
 
