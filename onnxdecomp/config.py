@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,9 @@ TEXTS = (
 
 SHARES = ("max_error", "max_drop", "target_latency", "target_macs", "target_size")
 """Entries that are numbers with a fraction."""
+
+COUNTS = ("threads", "jobs", "finetune", "rank_multiple", "seed", "opset", "cluster_group")
+"""Entries that are whole numbers."""
 
 TARGETS = ("target_latency", "target_macs", "target_size")
 """What can be asked for as a share of the original; one at a time."""
@@ -168,7 +172,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.verify not in get_args(Verify):
-            raise unknown_name("--verify level", self.verify, get_args(Verify))
+            raise unknown_name("--verify level", str(self.verify), get_args(Verify))
+        self._check_numbers()
         if not 0 < self.max_error < 1:
             raise UsageError(f"max_error is {self.max_error}: give a relative error between 0 and 1.")
         if self.max_drop is not None and not self.max_drop >= 0:
@@ -191,6 +196,18 @@ class Config:
     def has_target(self) -> bool:
         """Whether a share of the original's cost is to be reached."""
         return any(getattr(self, name) is not None for name in TARGETS)
+
+    def _check_numbers(self) -> None:
+        """Refuse what is no number, or None where a number is needed."""
+        for entry in fields(self):
+            if entry.name not in (*SHARES, *COUNTS):
+                continue
+            value, is_share = getattr(self, entry.name), entry.name in SHARES
+            if value is None and entry.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real if is_share else Integral):
+                expected = "a number" if is_share else "a whole number"
+                raise UsageError(f"{entry.name} is {value!r}: give {expected}.")
 
     def _check_targets(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]

@@ -96,3 +96,18 @@ def test_an_input_name_may_hold_an_equals_sign():
 def test_a_value_out_of_range_is_refused(options):
     with pytest.raises(UsageError):
         Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"verify": False}, "verify level 'False'"),
+        ({"max_drop": "0.5"}, "max_drop is '0.5': give a number"),
+        ({"max_error": None}, "max_error is None: give a number"),
+        ({"threads": 2.5}, "threads is 2.5: give a whole number"),
+        ({"seed": True}, "seed is True: give a whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        Config(**options)

@@ -16,13 +16,13 @@ Jansson and Stoica, "On estimation of covariance matrices with Kronecker product
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from onnxdecomp.weights.moments import Moment
-from onnxdecomp.weights.thin_moment import ThinMoment
+from onnxdecomp.weights.thin_moment import Kronecker, ThinMoment
 
 LEAST_LEVEL = 1e-6
 """Share of the identity in both parts of a target, so that they have an inverse."""
@@ -51,15 +51,16 @@ def shrunk(moment: Moment | ThinMoment, n_patches: int, axes: Sequence[int] = ()
     Args:
         moment: Second moment or covariance of the patches.
         n_patches: How many there were.
-        axes: Of a patch; their product is D. A thin moment is blended with the identity whatever they are.
+        axes: Of a patch; their product is D.
     """
-    if isinstance(moment, ThinMoment):
-        share = shrinkage(moment, n_patches)
-        return moment.blended(1 - share, share * moment.trace / moment.shape[-1])
     target = Separable.of(moment, n_patches, axes)
+    share = target.share(moment, n_patches) if target else shrinkage(moment, n_patches)
+    if isinstance(moment, ThinMoment):
+        if target is None:
+            return moment.blended(1 - share, share * moment.trace / moment.shape[-1])
+        return target.coordinates(moment).blended(1 - share, share)
     if target is None:
-        return _with_identity(moment, shrinkage(moment, n_patches))
-    share = target.share(moment, n_patches)
+        return _with_identity(moment, share)
     return (1 - share) * moment + share * target.written_out()
 
 
@@ -78,8 +79,8 @@ class Separable:
     second: Moment
 
     @classmethod
-    def of(cls, moment: Moment, n_patches: int, axes: Sequence[int]) -> "Separable | None":
-        """Return the target of a moment ``(G, D, D)``; None where its patches have one axis.
+    def of(cls, moment: Moment | ThinMoment, n_patches: int, axes: Sequence[int]) -> "Separable | None":
+        """Return the target of a moment ``(G, D, D)``; None where its patches have one axis, or are all zero.
 
         Of the ways to split the axes in two it is that with the fewest numbers.
         """
@@ -88,9 +89,16 @@ class Separable:
             return None
         splits = ((prod(long[:at]), prod(long[at:])) for at in range(1, len(long)))
         a, b = min(splits, key=lambda split: split[0] ** 2 + split[1] ** 2)
-        level = np.trace(moment, axis1=1, axis2=2) / (a * b)  # (G,)
-        whole = moment.reshape(-1, a, b, a, b)
-        first, second = np.einsum("gikjk->gij", whole) / b, np.einsum("gikil->gkl", whole) / a
+        if isinstance(moment, ThinMoment):
+            blocks = (np.sqrt(moment.weights)[:, np.newaxis] * moment.rows).reshape(-1, a, b)
+            first = np.tensordot(blocks, blocks, ((0, 2), (0, 2)))[np.newaxis] / b
+            second = np.tensordot(blocks, blocks, ((0, 1), (0, 1)))[np.newaxis] / a
+        else:
+            whole = moment.reshape(-1, a, b, a, b)
+            first, second = np.einsum("gikjk->gij", whole) / b, np.einsum("gikil->gkl", whole) / a
+        level = np.trace(first, axis1=1, axis2=2) / a  # (G,)
+        if not level.any():
+            return None
         return cls(level, _regular(first, n_patches * b), _regular(second, n_patches * a))
 
     def written_out(self) -> Moment:
@@ -99,24 +107,34 @@ class Separable:
         whole = np.einsum("g,gij,gkl->gikjl", self.level, self.first, self.second, optimize=True)
         return np.asarray(whole.reshape(-1, a * b, a * b))
 
-    def share(self, moment: Moment, n_patches: int) -> float:
+    def coordinates(self, moment: ThinMoment) -> ThinMoment:
+        """Return the same moment in coordinates in which this is the identity."""
+        root = Kronecker(np.sqrt(self.level[0]) * _power(self.first, 0.5)[0], _power(self.second, 0.5)[0])
+        return replace(moment, rows=moment.rows @ root.inverse, before=root, after=root)
+
+    def share(self, moment: Moment | ThinMoment, n_patches: int) -> float:
         """Return how much of a moment ``(G, D, D)`` is better taken from this, 0..1.
 
         The expected square of what the patches tell wrongly over the square of what this differs by. A basis
         goes by large directions and a least-squares solution by all of them alike, so squares are counted
         halfway: ``tr(M X M X)``, M being the inverse root of the target.
 
-        Work: ``2 (a + b) D^2`` operations a group.
+        Work: ``2 (a + b) D^2`` operations a group; of n rows ``2 (a + b + n) n D``.
         """
         n_groups, size = moment.shape[:2]
-        a, b = self.first.shape[-1], self.second.shape[-1]
         scale = np.where(self.level > 0, self.level, 1.0)[:, np.newaxis, np.newaxis]
-        seen = _inverse_root(self.first) @ (moment / scale).reshape(n_groups, a, b * size)
-        seen = _inverse_root(self.second)[:, np.newaxis] @ seen.reshape(n_groups, a, b, size)
-        seen = seen.reshape(moment.shape)  # M C
-        squares = float(np.einsum("gij,gji->", seen, seen))
-        wrong = (squares + float(np.sum(np.square(np.trace(seen, axis1=1, axis2=2))))) / (n_patches + 1)
-        apart = squares - n_groups * size
+        if isinstance(moment, ThinMoment):
+            half = Kronecker(_power(self.first, -0.25)[0] / np.sqrt(scale[0]), _power(self.second, -0.25)[0])
+            half_way = replace(moment, rows=moment.rows @ half)
+            squares, traces = half_way.squares, half_way.trace**2
+        else:
+            a, b = self.first.shape[-1], self.second.shape[-1]
+            seen = _power(self.first, -0.5) @ (moment / scale).reshape(n_groups, a, b * size)
+            seen = _power(self.second, -0.5)[:, np.newaxis] @ seen.reshape(n_groups, a, b, size)
+            seen = seen.reshape(moment.shape)  # M C
+            squares = float(np.einsum("gij,gji->", seen, seen))
+            traces = float(np.sum(np.square(np.trace(seen, axis1=1, axis2=2))))
+        wrong, apart = (squares + traces) / (n_patches + 1), squares - n_groups * size
         return min(1.0, wrong / apart) if apart > 0 else 1.0
 
 
@@ -135,6 +153,7 @@ def _with_identity(moment: Moment, share: float) -> Moment:
     return np.asarray((1 - share) * moment + (share * level)[:, np.newaxis, np.newaxis] * np.eye(size))
 
 
-def _inverse_root(part: Moment) -> Moment:
+def _power(part: Moment, exponent: float) -> Moment:
+    """Return a power of a positive definite ``(G, n, n)``."""
     values, vectors = np.linalg.eigh(part)
-    return np.asarray((vectors / np.sqrt(values)[:, np.newaxis]) @ vectors.swapaxes(1, 2))
+    return np.asarray((vectors * values[:, np.newaxis] ** exponent) @ vectors.swapaxes(1, 2))

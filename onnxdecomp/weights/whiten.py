@@ -31,7 +31,7 @@ class Root:
 
     Args:
         axes: Spatial axes that the first step sees.
-        root: ``(G, I/G ka, I/G ka)``, the lower triangle of Cholesky; symmetric where the moment is thin.
+        root: ``(G, I/G ka, I/G ka)``, the lower triangle of Cholesky where the moment is not thin.
         inverse: The same shape.
     """
 
@@ -53,12 +53,13 @@ def root_of(layer: Layer, moment: Moment | ThinMoment, axes: tuple[int, ...], sh
         layer: The layer.
         moment: Second moment or covariance of its patches.
         axes: Spatial axes that the first step sees.
-        shrinkage: Share of the identity (of the same trace) in the moment, 0..1: 1 is no data at all.
+        shrinkage: Share of the identity (of the same trace) in the moment, 0..1: 1 is no data at all. A thin
+            moment with coordinates takes the identity of these.
     """
     alpha = max(shrinkage, MIN_SHRINKAGE)
     if isinstance(moment, ThinMoment):
         level = moment.trace / moment.shape[-1] or 1.0
-        return Root(axes, *moment.blended((1 - alpha) / level, alpha).powers(0.5, -0.5))
+        return Root(axes, *moment.blended((1 - alpha) / level, alpha).root_and_inverse())
     seen = _seen(layer, moment, axes)  # (G, n, n)
     n = seen.shape[-1]
     scale = np.trace(seen, axis1=1, axis2=2) / n  # (G,)
