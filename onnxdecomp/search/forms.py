@@ -105,7 +105,7 @@ class Form:
     def narrow(self) -> Layer:
         """The layer that reads the channels, with those that are left."""
         layer = self.between.subject.study.layer
-        return replace(layer, weight_shape=(layer.out_channels, self.number, *layer.kernel))
+        return replace(layer, weight_shape=(layer.out_channels, self.number, *layer.kernel), flattened=())
 
     @cached_property
     def layer(self) -> LayerOptions:
