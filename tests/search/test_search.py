@@ -587,7 +587,7 @@ def test_a_layer_put_back_leaves_the_budget_kept(slow_in_place, model, calibrati
 def test_a_slow_chain_stays_where_the_others_need_it(monkeypatch, slow_in_place, model, calibration):
     slow_in_place("c1")
     monkeypatch.setattr("onnxdecomp.decomposing._keeps", lambda *args: False)
-    report = search(model, calibration, target_latency=0.3, force=True)
+    report = search(model, calibration, target_latency=0.4, force=True)
     assert report.recovered
     assert "c1" in {layer.key for layer in report.decomposed}
     assert any(note.startswith("The chains of c1 are slower in place") for note in report.notes)
