@@ -202,11 +202,9 @@ class Config:
         for entry in fields(self):
             if entry.name not in (*SHARES, *COUNTS):
                 continue
-            value, is_share = getattr(self, entry.name), entry.name in SHARES
-            if value is None and entry.default is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, Real if is_share else Integral):
-                expected = "a number" if is_share else "a whole number"
+            value = getattr(self, entry.name)
+            if (value is not None or entry.default is not None) and not _has_type(entry.name, value):
+                expected = "a number" if entry.name in SHARES else "a whole number"
                 raise UsageError(f"{entry.name} is {value!r}: give {expected}.")
 
     def _check_targets(self) -> None:
@@ -377,9 +375,13 @@ def _entry(path: Path, name: str, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(str(v) for v in value)
     if name == "shapes":
         return parse_shapes([f"{key}={sizes}" for key, sizes in value.items()])
-    expected: tuple[type, ...] = (bool,) if name in FLAGS else (int,)
-    if name in SHARES:
-        expected = (int, float)
-    if not isinstance(value, expected) or (isinstance(value, bool) and name not in FLAGS):
+    if not _has_type(name, value):
         raise UsageError(f"{path}: {name} = {value!r} has the wrong type.")
     return value
+
+
+def _has_type(name: str, value: object) -> bool:
+    """Tell whether a value is true or false for a flag, else a number of the kind that its entry is."""
+    if name in FLAGS or isinstance(value, bool):
+        return name in FLAGS and isinstance(value, bool)
+    return isinstance(value, Real if name in SHARES else Integral)

@@ -105,9 +105,7 @@ def test_what_is_blended_is_a_moment_with_the_same_trace(axes, n, n_dead, n_grou
     size = prod(axes)
     rng = np.random.default_rng(n)
     patches = rng.standard_normal((n_groups, n, *axes))
-    patches[:, :, : min(n_dead, axes[0])] = (
-        0.0  # channels that are never active, in the end a group without any
-    )
+    patches[:, :, :n_dead] = 0.0  # channels that are never active, or none that is
     patches = patches.reshape(n_groups, n, size)
     found = patches.swapaxes(1, 2) @ patches / n
     blended = shrunk(found, n, axes)
