@@ -1,5 +1,6 @@
 """What of a model is compared with the original, by which metrics, and what is to be said of that."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -113,12 +114,15 @@ class ComparedOutputs:
 def _likely_numbers(proto: onnx.ModelProto) -> set[str]:
     """Return the outputs that are no rows of scores by what is declared of them.
 
-    Their last axis is one of an input's, as the length of a text, or is the only one and open. Or they are
-    states, which come out behind the first output as they go in behind the first input.
+    Their last axis is one of an input's, as the length of a text, or of another output's, as the frames of a
+    recording, or is the only one and open. Or they are states, which come out behind the first output as they
+    go in behind the first input.
     """
     fed = input_specs(proto)
     (_, *states) = inputs = [_axes(value) for value in proto.graph.input if value.name in fed] or [[]]
-    lengths = {axis for axes in inputs for axis in axes[1:] if isinstance(axis, str)}
+    open_axes = Counter(name for value in proto.graph.output for name in {*_axes(value)[1:]})
+    shared = [name for name, n_outputs in open_axes.items() if n_outputs > 1]
+    lengths = {axis for axis in chain(shared, *(axes[1:] for axes in inputs)) if isinstance(axis, str)}
     found = set()
     for number, value in enumerate(proto.graph.output):
         *others, last = axes = _axes(value) or [0]

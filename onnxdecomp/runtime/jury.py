@@ -8,7 +8,7 @@ from math import inf, nan, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxdecomp.runtime.divergence import first_output
+from onnxdecomp.runtime.divergence import first_output, is_float
 from onnxdecomp.runtime.drop import Drop
 from onnxdecomp.runtime.evaluate import Metric, Outputs
 from onnxdecomp.runtime.judge import Judge
@@ -59,14 +59,14 @@ class Jury:
     def n_answers(self) -> int | None:
         """How many classes are chosen where that is counted: one a sample, or one a step of it, at the least.
 
-        None where no metric counts choices.
+        None where no metric counts choices, or all samples have the same.
         """
-        counts = [
-            prod(np.shape(first_output(self._seen(name, self._reference)))[:-1])
+        counted = [
+            np.asarray(first_output(self._seen(name, self._reference)))
             for name, measure in self._metrics.items()
             if measure.compares == "choices"
         ]
-        return min(counts, default=None)
+        return min((_n_choices(output) for output in counted if np.any(output != output[:1])), default=None)
 
     def drop(self, outputs: Outputs) -> Drop:
         """Return how much worse the outputs of a changed model are: what the worst of them loses at the most.
@@ -103,3 +103,8 @@ class Jury:
         if len(self._metrics) == 1:
             return outputs
         return {name: outputs[name]} if name in outputs else {}
+
+
+def _n_choices(output: Array) -> int:
+    """Return how many choices an output is: of scores one a row, of whole numbers each is one."""
+    return prod(output.shape[:-1]) if is_float(output) else output.size

@@ -176,6 +176,9 @@ class PatchRows:
 class PatchSums:
     """Sums over patches z and, where given, the outputs y that belong to them.
 
+    Each batch is multiplied in its own type about its mean, and what the batches' means differ by is added in
+    float64: of values that hardly vary, products in float32 would not tell what they vary by.
+
     Args:
         group: Number of groups G.
         size: Values D of a patch of one group.
@@ -183,19 +186,18 @@ class PatchSums:
     """
 
     def __init__(self, group: int, size: int, n_outputs: int = 0) -> None:
-        self._n = 0
-        self._z: Moment = np.zeros((group, size))
+        each = n_outputs // group
         self._zz: Moment = np.zeros((group, size, size))
-        self._y: Moment = np.zeros((group, n_outputs // group))
-        self._yy: Moment = np.zeros((group, n_outputs // group))
-        self._yz: Moment = np.zeros((group, n_outputs // group, size))
+        self._yz: Moment = np.zeros((group, each, size))
+        self._yy: Moment = np.zeros((group, each))
+        self._means: list[tuple[int, Moment, Moment]] = []
         self._held: list[tuple[FloatArray, FloatArray]] = []
 
     def add(self, patches: FloatArray, outputs: FloatArray | None = None) -> None:
         """Add patches ``(n, G, D)`` and their outputs ``(n, O)``."""
         y = np.empty((len(patches), 0), patches.dtype) if outputs is None else outputs
-        self._held.append((patches, y.reshape(len(patches), *self._y.shape)))
-        if sum(len(z) for z, _ in self._held) >= max(HELD_ROWS, self._z.shape[1] // 2):
+        self._held.append((patches, y.reshape(len(patches), *self._yy.shape)))
+        if sum(len(z) for z, _ in self._held) >= max(HELD_ROWS, self._zz.shape[1] // 2):
             self._sum_up()
 
     def moments(self) -> Moments | None:
@@ -203,38 +205,43 @@ class PatchSums:
 
         The sums are used up.
         """
-        if not self._divide():
-            return None
-        return Moments(self._n, self._z, self._zz)
+        found = self.pair_moments()
+        return None if found is None else Moments(found.n_patches, found.mean_z, found.second_zz)
 
     def pair_moments(self) -> PairMoments | None:
         """Return the means over all patches and outputs; None as in `moments`. The sums are used up."""
-        if not self._divide() or not (np.isfinite(self._yz).all() and np.isfinite(self._yy).all()):
+        if self._held:
+            self._sum_up()
+        n = sum(size for size, _, _ in self._means)
+        if not n:
+            return None
+        root = np.sqrt([[size / n] for size, _, _ in self._means])  # of the shares of batches: (batches, 1)
+        z = root * np.stack([mean for _, mean, _ in self._means], axis=1)  # (G, batches, D)
+        y = root * np.stack([mean for _, _, mean in self._means], axis=1)  # (G, batches, O/G)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._zz /= n
+            self._zz += z.swapaxes(1, 2) @ z
+            self._yz = self._yz / n + y.swapaxes(1, 2) @ z
+            self._yy = self._yy / n + np.square(y).sum(axis=1)
+        mean_z, mean_y = (root * z).sum(axis=1), (root * y).sum(axis=1)
+        if not all(np.isfinite(found).all() for found in (self._zz, self._yz, self._yy, mean_z)):
             return None
         cross = self._yz.reshape(-1, self._yz.shape[-1])  # (O, D)
-        return PairMoments(self._n, self._y.reshape(-1), self._z, self._zz, cross, self._yy.reshape(-1))
+        return PairMoments(n, mean_y.reshape(-1), mean_z, self._zz, cross, self._yy.reshape(-1))
 
     def _sum_up(self) -> None:
         z = np.concatenate([z for z, _ in self._held])  # (n, G, D)
         y = np.concatenate([y for _, y in self._held])  # (n, G, O/G)
         self._held.clear()
-        by_group = z.swapaxes(0, 1)  # (G, n, D)
         with np.errstate(over="ignore", invalid="ignore"):  # such layers are told apart at the end
-            self._n += len(z)
-            self._z += z.sum(axis=0, dtype=np.float64)
+            mean_z, mean_y = z.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
+            self._means.append((len(z), mean_z, mean_y))
+            z -= mean_z.astype(z.dtype)
+            y -= mean_y.astype(y.dtype)
+            by_group = z.swapaxes(0, 1)  # (G, n, D)
             self._zz += by_group.swapaxes(1, 2) @ by_group  # (G, D, D)
-            self._y += y.sum(axis=0, dtype=np.float64)
-            self._yy += np.square(y, dtype=np.float64).sum(axis=0)
             self._yz += y.transpose(1, 2, 0) @ by_group  # (G, O/G, D)
-
-    def _divide(self) -> bool:
-        if self._held:
-            self._sum_up()
-        if not self._n:
-            return False
-        for total in (self._z, self._zz, self._y, self._yy, self._yz):
-            total /= self._n
-        return bool(np.isfinite(self._z).all() and np.isfinite(self._zz).all())
+            self._yy += np.square(y, dtype=np.float64).sum(axis=0)
 
 
 def _as_float(values: Array) -> FloatArray:

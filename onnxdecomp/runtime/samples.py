@@ -60,6 +60,7 @@ def check_samples(
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise UsageError(f"{source} has no array '{missing[0]}': it needs {', '.join(wanted)}.")
+    arrays = _repeated(arrays, specs)
     samples = {name: _fitting(arrays[name], spec, source) for name, spec in specs.items()}
     if labels and LABELS not in specs:
         samples[LABELS] = arrays[LABELS]
@@ -67,7 +68,7 @@ def check_samples(
     if len(set(counts.values())) > 1:
         raise UsageError(
             f"{source} has different numbers of samples: {_listed(counts)}. Give as many of each, in the "
-            "same order."
+            "same order; where axis 0 of an input is not one of samples, whole inputs on an axis before it."
         )
     if not all(counts.values()):
         raise UsageError(f"{source} has no samples: give one or more, better a few hundred.")
@@ -183,6 +184,13 @@ def _read_arrays(source: str | Path) -> dict[str, Array]:
             f"{source} returned {type(made).__name__}, not a dictionary of arrays by input name."
         )
     raise UsageError(f"{source} is neither a file, a folder nor package.module:function: check the path.")
+
+
+def _repeated(arrays: Mapping[str, Array], specs: Mapping[str, InputSpec]) -> dict[str, Array]:
+    """Return arrays where a single number for an input that takes one stands for all samples."""
+    n_samples = max((len(arrays[name]) for name in specs if np.ndim(arrays[name])), default=1)
+    alone = {name for name, spec in specs.items() if not spec.shape and not np.ndim(arrays[name])}
+    return {name: np.full(n_samples, a) if name in alone else a for name, a in arrays.items()}
 
 
 def _only(path: Path) -> Array:

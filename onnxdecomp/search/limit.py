@@ -73,7 +73,7 @@ def next_budget(
     """
     holding = [look for look in looks if look.lost <= limit]
     high = min((look.cost for look in holding), default=most)
-    failing = [look.budget for look in looks if look.lost > limit and look.budget < high]
+    failing = [look.budget for look in looks if look.lost > limit and look.budget <= high]
     low = max(failing, default=least)
     if high <= resolution * low or any(look.lost >= CLOSE * limit > 0 for look in holding):
         return None

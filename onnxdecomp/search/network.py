@@ -294,10 +294,14 @@ def _pick(search: Search, goal: Goal, total_ms: float, config: Config) -> Pick |
 
 def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
     """Return what to say when everything is kept: the budget, and the least that a faster choice loses."""
+    max_drop = goal.max_drop or 0.0
     mildest = search.at_cost(BARELY_FASTER * search.dense_cost)
-    reached = ""
+    tried, reached = "no choice that was tried", ""
     if mildest is not None and mildest.replaced:
-        drop = trials.confirmed_with(mildest.replaced).pooled(mildest.drop)
+        drop = trials.confirmed_with(mildest.replaced)
+        if max_drop >= drop.held(mildest.drop):
+            tried += " and saves more than next to nothing"
+        drop = drop.pooled(mildest.drop)
         saved = 1.0 - mildest.cost / search.dense_cost
         reached = f" The mildest one, which saves {saved:.1%} of what the layers cost, loses {drop.value:.3g}"
         reached += f" ± {drop.standard_error:.2g}"
@@ -305,9 +309,9 @@ def _no_slack(search: Search, goal: Goal, trials: Trials) -> str:
             reached += f", by margins {drop.smoothed:.2g} ± {drop.smoothed_error:.2g}"
         reached += "."
     return (
-        f"This network has no low-rank slack at this budget: no choice that was tried loses at most "
-        f"{goal.max_drop:g} of {described(trials.metrics)}, standard error included, on "
-        f"{trials.parts.description}.{reached} More samples or a larger --max-drop may help."
+        f"This network has no low-rank slack at this budget: {tried} loses at most {max_drop:g} of "
+        f"{described(trials.metrics)}, standard error included, on {trials.parts.description}.{reached} "
+        "More samples or a larger --max-drop may help."
     )
 
 

@@ -30,6 +30,7 @@ STATES = parse("""g (float[N, 5] x, float[N, 5] before) => (float[N, 5] y, float
     y = Add(x, before)
     z = Sub(x, before)
 }""")
+OF_FRAMES = parse("g (float[N, S] x) => (float[N, F] y, float[N, F] z) { y = Neg(x) z = Abs(x) }")
 NOISY = parse("g (float[N, 5] x) => (float[N, 5] y) { noise = RandomNormalLike(x) y = Add(x, noise) }")
 SCORES = normal(20, 5)
 
@@ -49,6 +50,7 @@ def own(outputs: Outputs, labels: object, reference: Outputs) -> float:
         (COUNT, "sqnr", None, {"y": "sqnr"}, "sqnr looks at 'y' alone, the first output. What 'found' loses"),
         (HIDDEN, None, None, {"y": "agreement"}, "What 'found' loses is not measured"),
         (STATES, None, None, {"y": "agreement", "z": "sqnr"}, "'y' by agreement, 'z' by sqnr"),
+        (OF_FRAMES, None, None, {"y": "sqnr", "z": "sqnr"}, "'y' by sqnr, 'z' by sqnr"),
         (NOISY, None, None, {"y": "agreement"}, "The model draws random numbers (RandomNormalLike)"),
         (OF_PLACES, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),
         (OF_ONE, None, None, {"y": "sqnr"}, "'y' was taken for numbers, not for scores of 5 classes"),

@@ -90,7 +90,11 @@ def test_a_single_metric_sees_all_outputs_and_names_none():
         ({"scores": METRICS["agreement"], "boxes": METRICS["agreement"]}, N_SAMPLES),
         ({"boxes": METRICS["agreement"], "scores": METRICS["sqnr"]}, 6 * N_SAMPLES),
         ({"scores": METRICS["r2"], "boxes": METRICS["sqnr"]}, None),
+        ({"length": METRICS["agreement"], "scores": METRICS["agreement"]}, N_SAMPLES),
+        ({"found": METRICS["agreement"], "boxes": METRICS["sqnr"]}, 3 * N_SAMPLES),
+        ({"length": METRICS["agreement"], "boxes": METRICS["sqnr"]}, None),
     ],
 )
 def test_answers_are_counted_where_choices_are_compared(metrics, n_answers):
-    assert Jury(metrics, REFERENCE).n_answers == n_answers
+    whole = {"length": np.full(N_SAMPLES, 80), "found": np.arange(3 * N_SAMPLES).reshape(N_SAMPLES, 3)}
+    assert Jury(metrics, REFERENCE | whole).n_answers == n_answers

@@ -209,10 +209,19 @@ def test_sums_are_taken_in_double_precision():
     assert sums.moments().mean[0, 0] == pytest.approx(1.0 + 2**-20, abs=1e-12)
 
 
+def test_what_hardly_varies_keeps_its_covariance():
+    z = normal(3000, 1, 6) @ normal(6, 6) + 1000.0 * (1.0 + np.arange(6, dtype=np.float32))
+    sums = PatchSums(1, 6)
+    for start in range(0, 3000, 100):
+        sums.add(z[start : start + 100])
+    expected = np.cov(z[:, 0], rowvar=False, bias=True, dtype=np.float64)
+    np.testing.assert_allclose(sums.moments().covariance[0], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_no_moments_of_values_that_are_not_finite(value):
     sums = PatchSums(1, 2)
-    sums.add(np.full((3, 1, 2), value, np.float32))
+    sums.add(np.array([[[value, -1]], [[1, 1]], [[-value, 1]]], np.float32))
     assert sums.moments() is None
 
 

@@ -171,6 +171,11 @@ def test_an_input_without_a_batch_on_its_first_axis_gets_one_entry_at_a_time(wri
     }
 
 
+def test_a_single_number_for_an_input_that_takes_one_stands_for_all_samples(write):
+    samples = load_samples(write(x=normal(4, 3), state=normal(4, 2, 1, 3), rate=np.array(7)), RECURRENT)
+    assert samples["rate"].tolist() == [7, 7, 7, 7]
+
+
 def test_an_input_of_a_single_number_or_word_is_an_array_too():
     model = parse(
         "g (float[N, 4] x, float scale, string word) => (float[N, 4] y, string z)"

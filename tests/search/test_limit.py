@@ -63,6 +63,16 @@ def test_where_nothing_holds_the_looks_climb_to_the_original():
     assert MOST / looks[-1].budget < RESOLUTION * 1.01
 
 
+@pytest.mark.parametrize("least_lost", [0.2, inf])
+def test_where_the_mildest_choice_fails_and_no_budget_finds_a_milder_one_the_looks_end(least_lost):
+    looks: list[Look] = []
+    while (budget := next_budget(looks, power(1.0, 2), LEAST, MOST, 0.1)) is not None:
+        cost = min(budget, 0.9 * MOST)
+        looks.append(Look(budget, cost, cost**-2, least_lost))
+        assert len(looks) < 30
+    assert looks[-1].budget > 0.9 * MOST
+
+
 def test_where_everything_holds_the_looks_fall_to_the_cheapest():
     _, cost = found(lambda cost: 0.0, power(1.0, 2), 0.1)
     assert cost == pytest.approx(LEAST, rel=0.03)

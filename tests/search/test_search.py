@@ -601,6 +601,13 @@ def test_a_budget_below_the_mildest_choice_is_said_with_what_that_loses(model, c
     assert onnx.load(model.with_name("out.onnx")) == onnx.load(model)
 
 
+def test_a_mildest_choice_within_the_budget_is_not_said_to_exceed_it(monkeypatch, model, calibration):
+    monkeypatch.setattr("onnxdecomp.search.auto.Search.within_drop", lambda *args: None)
+    report = search(model, calibration, metric="sqnr", max_drop=0.5)
+    (note,) = (note for note in report.notes if "no low-rank slack" in note)
+    assert "no choice that was tried and saves more than next to nothing loses at most 0.5" in note
+
+
 def test_a_latency_that_is_measured_to_be_missed_is_said_and_nothing_is_written(model, calibration):
     problem = r"--target-latency 0\.4 is not reached: the converted model takes 0\.500 of the original's time"
     with pytest.raises(BudgetError, match=problem + ".* Nothing was written"):
