@@ -11,7 +11,7 @@ from onnxdecomp.runtime.counted import what_is_counted
 from onnxdecomp.runtime.evaluate import Metric, Outputs, labels_missing, metric
 from onnxdecomp.runtime.feeds import input_specs
 from onnxdecomp.runtime.session import Array, Model, read_proto
-from onnxdecomp.runtime.suited import doubt_of_default, suited_metrics
+from onnxdecomp.runtime.suited import doubt_of_default, doubt_of_samples, suited_metrics
 
 RANDOM = (
     "Bernoulli",
@@ -56,7 +56,7 @@ class ComparedOutputs:
         self._all = self.names or outputs
 
     def metrics(self, reference: Outputs, labels: Array | None) -> dict[str, Metric]:
-        """Return the metric of each output that is compared, by its name.
+        """Return the metric of each output, or part of one, that is compared, by its name.
 
         Args:
             reference: Outputs of the original, or what stands for them.
@@ -87,12 +87,15 @@ class ComparedOutputs:
                 f"{_listed(dict.fromkeys(chain(*made_of.values())))}."
             )
         if others:
+            kinds = ", and each kind of numbers in one," if any(one.part for one in metrics.values()) else ""
             found.append(
-                "Each output is compared by what seems to suit it, and the one that loses most counts: "
-                f"{_by_what(metrics)}. --metric compares the first alone, or all by a function of your own."
+                f"Each output{kinds} is compared by what seems to suit it, and the one that loses most "
+                f"counts: {_by_what(metrics)}. --metric compares the first alone, or all by a function of "
+                "your own."
             )
         hidden = [name for name in self._counted if name not in made_of]
-        left = _listed([name for name in [*self._all, *hidden] if name not in metrics])
+        seen = {one.output_of(name) for name, one in metrics.items()}
+        left = _listed([name for name in [*self._all, *hidden] if name not in seen])
         if left and self._is_guessed:
             found.append(
                 f"What {left} loses is not measured: it has no row for each sample, or a value is not finite."
@@ -107,8 +110,10 @@ class ComparedOutputs:
                 f"The model draws random numbers ({', '.join(self._random)}), so that its outputs differ "
                 "from run to run, which counts as loss: a model given them as an input has none of it."
             )
-        doubt = doubt_of_default(reference, measure.name) if self._is_guessed and not others else None
-        return found + ([doubt] if doubt else [])
+        doubts = [doubt_of_samples({name: reference[name] for name in seen})]
+        if self._is_guessed and not others:
+            doubts.append(doubt_of_default(reference, measure.name))
+        return found + [doubt for doubt in doubts if doubt]
 
 
 def _likely_numbers(proto: onnx.ModelProto) -> set[str]:

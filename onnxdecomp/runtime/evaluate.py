@@ -11,6 +11,7 @@ import numpy as np
 from onnxdecomp.errors import ModelError, UsageError, unknown_name
 from onnxdecomp.runtime.in_order import in_order
 from onnxdecomp.runtime.outputs import open_outputs
+from onnxdecomp.runtime.parts import Part
 from onnxdecomp.runtime.power import noise_powers, signal_powers
 from onnxdecomp.runtime.rows import by_sample, samples_first
 from onnxdecomp.runtime.samples import LABELS, batch_sizes, batches, load_function
@@ -38,6 +39,7 @@ class Metric:
         compares: What it compares of the first output: which entry is the highest, as a share of right ones,
             or numbers, whatever they may look like. A function of the user's compares what it likes to.
         is_mean: Whether it is a mean over samples, each of which has a score of its own.
+        part: What it looks at of an output; None looks at all of it.
     """
 
     name: str
@@ -45,6 +47,16 @@ class Metric:
     needs_labels: bool = False
     compares: Literal["choices", "numbers", "anything"] = "anything"
     is_mean: bool = False
+    part: Part | None = None
+
+    def output_of(self, name: str) -> str:
+        """Return the output that what is compared under a name is part of, or is."""
+        return self.part.output if self.part else name
+
+    def seen_of(self, name: str, outputs: Outputs) -> Array:
+        """Return what is compared under a name."""
+        output = outputs[self.output_of(name)]
+        return self.part.of(output) if self.part else output
 
 
 def metric(name: str) -> Metric:

@@ -24,8 +24,8 @@ class Jury:
     they move adds up.
 
     Args:
-        metrics: The metric of each output that is compared. A single one gets all outputs, as a function of
-            the user's needs.
+        metrics: The metric of each output, or part of one, that is compared. A single one gets all outputs,
+            as a function of the user's needs.
         reference: Outputs of the original, samples on axis 0.
         labels: As `Judge` takes them.
         weights: As `Judge` takes them.
@@ -87,9 +87,10 @@ class Jury:
         judge = self._judges[name]
         if len(self._judges) == 1:
             return judge.drop(outputs)
-        if np.shape(outputs.get(name, ())) != np.shape(self._reference[name]):
+        whole = self._metrics[name].output_of(name)
+        if np.shape(outputs.get(whole, ())) != np.shape(self._reference[whole]):
             return Drop(inf, 0.0, nan, nan, judge.n_samples, output=name)
-        return replace(judge.drop({name: outputs[name]}), output=name)
+        return replace(judge.drop(self._seen(name, outputs)), output=name)
 
     def divergence(self, outputs: Outputs) -> float:
         """Return how far outputs are from the original's: the sum over those that are compared."""
@@ -102,7 +103,11 @@ class Jury:
         """Return what the judge of an output is shown; nothing where there is no such output."""
         if len(self._metrics) == 1:
             return outputs
-        return {name: outputs[name]} if name in outputs else {}
+        measure = self._metrics[name]
+        whole = measure.output_of(name)
+        if np.shape(outputs.get(whole, ()))[1:] != np.shape(self._reference[whole])[1:]:
+            return {}
+        return {name: measure.seen_of(name, outputs)}
 
 
 def _n_choices(output: Array) -> int:

@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import replace
+from math import sqrt
 
 import numpy as np
 
@@ -14,11 +16,15 @@ from onnxdecomp.runtime.divergence import (
     looks_like_class_scores,
 )
 from onnxdecomp.runtime.evaluate import METRICS, Metric, Outputs
+from onnxdecomp.runtime.parts import parts_of
 from onnxdecomp.runtime.power import signal_powers
 from onnxdecomp.runtime.session import Array
 
 LEAST_VARYING = 0.5
 """Share of the power of outputs that varies between samples, below which what does not is left out."""
+
+ALIKE = 1e-4
+"""The same share, below which samples tell the model apart from a constant by next to nothing."""
 
 
 def suited_metrics(
@@ -28,7 +34,8 @@ def suited_metrics(
 
     With labels that is the first one alone; else all of them that are tensors of finite numbers, and the
     first whatever it is. Of several for the same places, as detectors have them, rows or a number for each,
-    only probabilities are taken for classes: the others may be boxes.
+    only probabilities are taken for classes: the others may be boxes. Numbers of different kinds side by side
+    in one output are compared kind by kind, as if they were outputs.
 
     Args:
         reference: Outputs of the original.
@@ -40,10 +47,14 @@ def suited_metrics(
         return {first: METRICS["top1"]}
     compared = {name: array for name, array in reference.items() if name == first or _is_comparable(array)}
     likely = _at_shared_places(compared).union(likely_numbers)
-    found = {}
+    found: dict[str, Metric] = {}
     for name, array in compared.items():
         is_numbers = name in likely and is_float(array) and not are_probabilities(array)
-        found[name] = METRICS[_of_numbers(array) if is_numbers else default_metric({name: array})]
+        suited = _of_numbers(array) if is_numbers else default_metric({name: array})
+        parts = parts_of(name, array) if suited in ("sqnr", "r2") and is_float(np.asarray(array)) else []
+        found |= {str(part): replace(METRICS[_of_numbers(part.of(array))], part=part) for part in parts} or {
+            name: METRICS[suited]
+        }
     return found
 
 
@@ -93,12 +104,17 @@ def compares_classes(measure: Metric, reference: Outputs) -> bool:
 
 def _hardly_varies(output: Array) -> bool:
     """Tell whether most of an output ``(n, ...)`` is the same for all samples, but not all of it."""
+    return 0 < _share_varying(output) < LEAST_VARYING
+
+
+def _share_varying(output: Array) -> float:
+    """Return the share of the power of an output ``(n, ...)`` that varies between samples."""
     samples = np.atleast_1d(output)
     varies, power = (
         float(signal_powers(samples, of_variance=of_variance, finite_only=True).sum())
         for of_variance in (True, False)
     )
-    return 0 < varies < LEAST_VARYING * power
+    return varies / power if power else 0.0
 
 
 def doubt_of_default(reference: Outputs, found: str) -> str | None:
@@ -116,4 +132,17 @@ def doubt_of_default(reference: Outputs, found: str) -> str | None:
         f"Output '{name}' was taken for numbers, not for scores of {n_classes} classes: none of them stands "
         f"out, or nearly always the same one, or they are of different kinds or of places. {found} compares "
         "them; if they are scores, say --metric agreement."
+    )
+
+
+def doubt_of_samples(reference: Outputs) -> str | None:
+    """Return what to say where the outputs of the original are nearly the same for all samples."""
+    arrays = [array for array in reference.values() if isinstance(array, np.ndarray) and is_float(array)]
+    outputs = [np.atleast_1d(array) for array in arrays]
+    share = max((_share_varying(output) for output in outputs if len(output) > 1), default=1.0)
+    if share >= ALIKE:
+        return None
+    return (
+        f"The model puts out nearly the same for all samples: its outputs differ by {sqrt(share):.2%}. Check "
+        "that samples are preprocessed as it expects."
     )

@@ -55,7 +55,7 @@ class Trials:
     Attributes:
         work: What looks at models may take.
         proportion: What is lost at a divergence, about.
-        metrics: By what each output is compared, by its name.
+        metrics: By what each output, or part of one, is compared, by its name.
         metric_name: The same on one line.
         notes: What to say of that.
         n_answers: Answers that a metric which counts them counts, on the smaller part of the samples; None
@@ -160,7 +160,7 @@ class Trials:
         """
         if any(measure.compares == "anything" for measure in self.metrics.values()):
             return set()
-        return unseen_from(graph, self.metrics)
+        return unseen_from(graph, {measure.output_of(name) for name, measure in self.metrics.items()})
 
     def build(self, replaced: Replacements) -> RuntimeModel:
         """Return the model with its replacements; where its weights are in files, as a file for as long as

@@ -72,7 +72,8 @@ def n_answers_each(metrics: Mapping[str, Metric], outputs: Outputs) -> int:
     """Return how many numbers or choices there are for each sample, of the output that has fewest of them."""
     found = []
     for name, measure in metrics.items():
-        shape = np.shape(outputs[name])[1:]
-        is_of_classes = measure.compares != "numbers" and np.asarray(outputs[name]).dtype.kind not in "biu"
+        seen = np.asarray(measure.seen_of(name, outputs))
+        shape = seen.shape[1:]
+        is_of_classes = measure.compares != "numbers" and seen.dtype.kind not in "biu"
         found.append(prod(shape[:-1] if is_of_classes else shape))
     return min(found)

@@ -14,6 +14,9 @@ Moment = NDArray[np.float64]
 MAX_ROOT = 4096
 """Largest moment that a root is taken of."""
 
+CONSTANT = 1e-10
+"""Share of its mean square below which the variance of a value is taken for rounding."""
+
 
 def is_thin(layer: Layer) -> bool:
     """Tell whether the moment of a layer is a `ThinMoment`: those of matrices too wide for a root are."""
@@ -44,7 +47,10 @@ class Moments:
         """``(G, D, D)`` mean of ``(x - mean) (x - mean)^T``."""
         if isinstance(self.second, ThinMoment):
             return replace(self.second, rows=self.second.rows - self.mean)
-        return self.second - self.mean[:, :, np.newaxis] * self.mean[:, np.newaxis, :]  # (G, D, D)
+        found = self.second - self.mean[:, :, np.newaxis] * self.mean[:, np.newaxis, :]  # (G, D, D)
+        size = np.arange(found.shape[-1])
+        varies = found[:, size, size] > CONSTANT * self.second[:, size, size]  # (G, D)
+        return found if varies.all() else found * (varies[:, :, np.newaxis] & varies[:, np.newaxis, :])
 
     def in_order(self) -> Self:
         """Return the same with arrays in the one order in memory that pickling keeps.

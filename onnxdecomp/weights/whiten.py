@@ -24,6 +24,9 @@ from onnxdecomp.weights.thin_moment import ThinMoment
 MIN_SHRINKAGE = 1e-4
 """Share of the identity in a root, so that directions which the samples did not show can be undone."""
 
+LEAST_SCALE = float(np.finfo(np.float32).tiny)
+"""Mean square of a group's values below which they are taken for zeros, as float32 rounds them."""
+
 
 @dataclass(frozen=True)
 class Root:
@@ -63,8 +66,9 @@ def root_of(layer: Layer, moment: Moment | ThinMoment, axes: tuple[int, ...], sh
     seen = _seen(layer, moment, axes)  # (G, n, n)
     n = seen.shape[-1]
     scale = np.trace(seen, axis1=1, axis2=2) / n  # (G,)
-    scale = np.where(scale > 0, scale, 1.0)
-    mixed = (1 - alpha) * seen / scale[:, None, None] + alpha * np.eye(n)
+    is_alive = (scale > LEAST_SCALE)[:, None, None]
+    mixed = (1 - alpha) * np.where(is_alive, seen / np.where(is_alive, scale[:, None, None], 1.0), 0.0)
+    mixed += alpha * np.eye(n)
     root = np.asarray(np.linalg.cholesky(mixed), np.float64)  # (G, n, n)
     return Root(axes, root, np.asarray(np.linalg.inv(root), np.float64))
 

@@ -6,6 +6,7 @@ import pytest
 from onnxdecomp.runtime.evaluate import METRICS, Metric
 from onnxdecomp.runtime.judge import Judge
 from onnxdecomp.runtime.jury import Jury
+from onnxdecomp.runtime.suited import suited_metrics
 
 N_SAMPLES, N_CLASSES = 40, 5
 
@@ -98,3 +99,20 @@ def test_a_single_metric_sees_all_outputs_and_names_none():
 def test_answers_are_counted_where_choices_are_compared(metrics, n_answers):
     whole = {"length": np.full(N_SAMPLES, 80), "found": np.arange(3 * N_SAMPLES).reshape(N_SAMPLES, 3)}
     assert Jury(metrics, REFERENCE | whole).n_answers == n_answers
+
+
+def test_what_is_small_next_to_boxes_counts_by_itself():
+    rng = np.random.default_rng(0)
+    boxes, beliefs = 100 + 30 * rng.standard_normal((8, 50, 4)), 0.02 * rng.random((8, 50, 3))
+    reference = {"y": np.concatenate([boxes, beliefs], axis=2)}
+    metrics = suited_metrics(reference, None)
+    assert {name: one.name for name, one in metrics.items()} == {"y[:, :, 0:4]": "r2", "y[:, :, 4:7]": "r2"}
+    jury = Jury(metrics, reference)
+    assert jury.drop(reference).value == jury.divergence(reference) == 0.0
+    lost = {"y": np.concatenate([boxes, np.full_like(beliefs, beliefs.mean())], axis=2)}
+    drop = jury.drop(lost)
+    assert drop.output == "y[:, :, 4:7]"
+    assert drop.value == pytest.approx(1.0, abs=0.2)
+    assert jury.divergence(lost) == pytest.approx(drop.value)
+    for other in ({"y": reference["y"][..., :6]}, {}):
+        assert jury.drop(other).value == jury.divergence(other) == inf

@@ -3,7 +3,7 @@ import pytest
 
 from onnxdecomp.runtime.evaluate import metric
 from onnxdecomp.runtime.judge import Judge
-from onnxdecomp.runtime.suited import default_metric, doubt_of_default, suited_metrics
+from onnxdecomp.runtime.suited import default_metric, doubt_of_default, doubt_of_samples, suited_metrics
 
 
 def normal(*shape, seed=0):
@@ -126,3 +126,20 @@ def test_what_is_likely_numbers_is_no_classes_unless_it_is_probabilities():
         "boundaries": "sqnr",
         "pointer": "agreement",
     }
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"y": 5 + 0.001 * normal(40, 8)}, "differ by 0.02%. Check that"),
+        ({"y": np.ones((4, 3), np.float32), "z": 5 + 0.001 * normal(40, 8)}, "differ by 0.02%"),
+        ({"y": np.zeros(4), "z": np.array(["a", "b", "c", "d"])}, "differ by 0.00%"),
+        ({"y": 5 + 0.1 * normal(40, 8)}, None),
+        ({"y": np.ones((4, 3)), "z": normal(4, 8)}, None),
+        ({"y": np.ones((1, 3))}, None),
+        ({"y": np.ones((4, 3), int)}, None),
+    ],
+)
+def test_samples_that_a_model_hardly_tells_apart_are_doubted(outputs, said):
+    found = doubt_of_samples(outputs)
+    assert found is None if said is None else said in found

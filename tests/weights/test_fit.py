@@ -167,6 +167,24 @@ def test_a_layer_that_never_sees_anything_has_no_error():
     assert all(np.isfinite(w).all() for w in chain.weights)
 
 
+def test_values_that_are_all_the_same_have_no_covariance():
+    rng = np.random.default_rng(2)
+    patches = np.stack([1e6 + 1e-3 * rng.random(50), np.full(50, 0.1), rng.random(50), np.zeros(50)], axis=1)
+    moments = Moments(50, patches.mean(0)[np.newaxis], (patches.T @ patches / 50)[np.newaxis])
+    only = np.zeros((4, 4))
+    only[2, 2] = patches[:, 2].var()
+    np.testing.assert_allclose(moments.covariance[0], only, rtol=1e-9)
+
+
+def test_a_group_whose_values_round_to_zero_is_not_whitened():
+    layer = conv_layer((3, 1, 2, 2), (3, 5, 5), group=3)
+    moment = np.stack([2.0 * np.eye(4), 1e-97 * (np.ones((4, 4)) - np.eye(4) / 2), np.zeros((4, 4))])
+    root = root_of(layer, moment, (0, 1), 0.3)
+    assert np.array_equal(root.root[1], root.root[2])
+    np.testing.assert_allclose(root.root[0], np.eye(4))
+    np.testing.assert_allclose(root.root @ root.inverse, np.broadcast_to(np.eye(4), (3, 4, 4)), atol=1e-12)
+
+
 def test_a_step_fitted_to_few_patches_holds_on_others():
     layer = conv_layer((16, 8, 4, 4), (1, 4, 4))
     rng = np.random.default_rng(6)
