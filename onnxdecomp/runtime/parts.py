@@ -74,7 +74,8 @@ def parts_of(name: str, output: Array) -> list[Part]:
         others = tuple(other - 1 for other in range(1, few.ndim) if other != axis)
         kinds = _kinds(np.sqrt(varies.mean(axis=others)), are_shares.all(axis=others))
         if kinds:
-            return [Part(name, axis, tuple(sorted(map(int, kind)))) for kind in kinds]
+            every = sorted(sorted(map(int, kind)) for kind in kinds)
+            return [Part(name, axis, tuple(entries)) for entries in every]
     return []
 
 

@@ -27,7 +27,7 @@ def test_the_kinds_are_found_along_any_axis():
 
 
 def test_coefficients_are_a_third_kind():
-    assert parts_of("y", detections(coefficients=2)) == [Part("y", 2, (7, 8)), BOXES, BELIEFS]
+    assert parts_of("y", detections(coefficients=2)) == [BOXES, BELIEFS, Part("y", 2, (7, 8))]
 
 
 def test_entries_that_never_vary_are_of_another_kind_than_shares():
