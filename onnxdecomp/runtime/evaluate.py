@@ -215,9 +215,13 @@ def psnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
 
 
 def sqnr(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:
-    """Return the signal of the original's first output over what changed, in dB, at most `LIMIT_DB`."""
+    """Return the signal of the original's first output over what changed, in dB, at most `LIMIT_DB`.
+
+    Values that are not finite in the original are left out.
+    """
     ours, theirs = np.atleast_1d(_first(outputs)), np.atleast_1d(_first(reference))
-    return _decibels(float(signal_powers(theirs).sum()), float(noise_powers(ours, theirs).sum()))
+    signal = signal_powers(theirs, finite_only=True)
+    return _decibels(float(signal.sum()), float(noise_powers(ours, theirs, finite_only=True).sum()))
 
 
 def r2(outputs: Outputs, labels: Array | None, reference: Outputs) -> float:

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,8 @@ def runnable_feeds(model: Model, seed: int, shapes: Shapes | None = None) -> dic
     """Return `seeded_feeds` of the first size in `SIZES` on which onnxruntime runs the model.
 
     First every input gets the size, then only the first input while the others, such as the state of a
-    recurrent network, get 1. A model whose shapes are all known is not run.
+    recurrent network, get 1. Then the same with integers that are all 0, which index a table of one row, as
+    of a graph of one node. A model whose shapes are all known and that takes no integers is not run.
 
     Raises:
         UsageError: No size works, or as `seeded_feeds`.
@@ -92,12 +94,15 @@ def runnable_feeds(model: Model, seed: int, shapes: Shapes | None = None) -> dic
     specs = input_specs(proto)
     sizes = [(size, others) for others in (None, SINGLE) for size in SIZES] + [(SINGLE, SINGLE)]
     tried = dict.fromkeys(tuple(_resolve(specs, shapes or {}, *pair).items()) for pair in sizes)
-    if len(tried) == 1:
+    integers = {spec.name for spec in specs.values() if spec.dtype.kind in "iu" and spec.dtype != np.uint8}
+    if len(tried) == 1 and not integers:
         return seeded_feeds(proto, seed, shapes)
     session = open_session(model)
     failure: ModelError | None = None
-    for resolved in tried:
+    for are_zero, resolved in product((False, True) if integers else (False,), tried):
         feeds = {name: _random_values(specs[name], shape, seed) for name, shape in resolved}
+        if are_zero:
+            feeds |= {name: np.zeros_like(feeds[name]) for name in integers}
         try:
             run(session, feeds)
         except ModelError as error:
@@ -106,8 +111,9 @@ def runnable_feeds(model: Model, seed: int, shapes: Shapes | None = None) -> dic
         return feeds
     dynamic = [s for s in specs.values() if not all(isinstance(d, int) for d in s.shape)]
     example = " ".join(f"--shape {s.name}={'x'.join(str(d) for d in _example(s))}" for s in dynamic)
+    hint = f", or their sizes, such as {example}" if dynamic else ""
     raise UsageError(
-        f"No input size that was tried runs the model; pass its sizes, such as {example} ({failure})"
+        f"No random input that was tried runs the model; give some with --calibration{hint} ({failure})"
     )
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, evaluate, metric, outputs_over
+from onnxdecomp.runtime.evaluate import LIMIT_DB, METRICS, evaluate, metric, outputs_over, sqnr
 from tests.graph.models import normal, parse
 from tests.networks import network
 
@@ -59,6 +59,13 @@ def test_psnr_prefers_true_pixels():
 def test_psnr_refuses_labels_of_another_size():
     with pytest.raises(UsageError, match="1 true values for 2"):
         score("psnr", [[0.0, 9.0]], [[5.0, 5.0]], np.array([1]))
+
+
+def test_sqnr_leaves_out_what_is_not_finite_in_the_original():
+    reference = {"y": np.array([[3.0, np.nan], [np.inf, 4.0]])}
+    assert sqnr(reference, None, reference) == LIMIT_DB
+    assert sqnr({"y": np.array([[3.0, 1.0], [1.0, 4.5]])}, None, reference) == pytest.approx(20.0)
+    assert sqnr({"y": np.array([[np.nan, 1.0], [1.0, 4.0]])}, None, reference) == -LIMIT_DB
 
 
 def test_sqnr_is_signal_over_what_changed():

@@ -136,6 +136,19 @@ def test_a_state_may_have_its_batch_on_another_axis():
     assert {name: x.shape for name, x in runnable_feeds(model, 0).items()} == {"x": (1, 224), "h": (2, 1, 4)}
 
 
+def test_a_table_of_one_row_is_indexed_by_zeros():
+    model = parse("g (float[nodes, 4] x, int64[edges] i) => (float[E, 4] y) { y = Gather(x, i) }")
+    sizes = {"x": (1, 4), "i": (3,)}
+    assert runnable_feeds(model, 0, sizes)["i"].tolist() == [0, 0, 0]
+    assert runnable_feeds(model, 0, {**sizes, "x": (2, 4)})["i"].any()
+
+
+def test_when_no_random_input_of_a_known_size_runs_the_user_is_told_to_give_some():
+    model = parse("g (int64[2] s) => (float[A, B] y) { y = Reshape(w, s) }", {"w": normal(15)})
+    with pytest.raises(UsageError, match=r"give some with --calibration \(onnxruntime cannot"):
+        runnable_feeds(model, 0)
+
+
 def test_when_no_size_runs_the_user_is_told_which_to_pass():
     model = parse(FIXED_WIDTH, {"w": normal(3 * 7 * 11, 2)})
     with pytest.raises(UsageError, match=r"--shape x=1x3x48x320"):
