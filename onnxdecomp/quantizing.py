@@ -4,7 +4,7 @@ What chains of a few channels save in float they may not save in INT8, and they 
 chooses the layers anew by what they cost there, and the original is tried too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from onnxdecomp.config import Config
@@ -12,6 +12,7 @@ from onnxdecomp.decomposing import Decide, Run, decomposed_within
 from onnxdecomp.errors import ModelError
 from onnxdecomp.put_back import Staged, keep_all
 from onnxdecomp.report.outcome import Report
+from onnxdecomp.report.table import some
 from onnxdecomp.runtime.int8.quantize import Quantized
 from onnxdecomp.runtime.session import Model
 from onnxdecomp.search.goal import FLOAT_SHARE, Goal, is_for_int8
@@ -74,11 +75,23 @@ def in_int8(
     found, chosen, report = best
     assert found.model is not None
     report.int8 = found.quantized
-    report.notes += [f"{key} stays in float: {why}" for key, why in found.kept]
-    report.notes += [
-        f"{key} has channels of zero weight added to its input: so it is faster" for key in found.padded
-    ]
+    report.notes += _kept_in_float(found.kept)
+    if found.padded:
+        report.notes.append(
+            f"{some(list(found.padded))}: channels of zero weight are added to the input, which is faster"
+        )
     return Staged(chosen.writer, chosen.writer.stage(found.model)), report
+
+
+def _kept_in_float(kept: Iterable[tuple[str, str]]) -> list[str]:
+    """Return which nodes stay in float, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for key, why in kept:
+        by_reason.setdefault(why, []).append(key)
+    return [
+        f"{some(keys)} {'stays' if len(keys) == 1 else 'stay'} in float: {why}"
+        for why, keys in by_reason.items()
+    ]
 
 
 def _decomposed(

@@ -429,6 +429,22 @@ def test_where_int8_leaves_layers_in_float_milder_decompositions_are_tried_too(
     assert len(tried) == n_tried  # the original in INT8 among them
 
 
+def test_what_stays_in_float_is_said_once_for_each_reason(model, calibration, monkeypatch):
+    def quantized(of, trials, config, against):
+        kept = (("a", "float is faster"), *((f"n{number}", "too much is lost") for number in range(5)))
+        return replace(quantize(of, trials, config, against), kept=kept, padded=("b", "c"))
+
+    quantize = quantizing.quantized
+    monkeypatch.setattr(quantizing, "quantized", quantized)
+    monkeypatch.setattr("onnxdecomp.search.int8.compare_latency", clock_of(3.0, 1.5))
+    report = search(model, calibration, int8=True, metric="sqnr", max_drop=0.05)
+    assert report.notes[-3:] == [
+        "a stays in float: float is faster",
+        "n0, n1, n2 and 2 more stay in float: too much is lost",
+        "b, c: channels of zero weight are added to the input, which is faster",
+    ]
+
+
 @pytest.mark.parametrize(("ruined", "n_tried"), [(False, 4), (True, 2)])
 def test_where_int8_alone_loses_too_much_no_milder_decomposition_is_tried(
     model, calibration, monkeypatch, ruined, n_tried

@@ -195,7 +195,7 @@ def _bisect(work: "_Work", loss: Loss, budget: float, least: float, problem: str
             found, holds = tried, n_kept
         else:
             fails = n_kept
-    reason = f"in INT8 it takes the loss beyond {budget:.3g}"
+    reason = f"in INT8 the loss goes beyond {budget:.3g}"
     if found is None:
         missed = f"INT8 loses at least {least:.3g} and the budget is {budget:.3g}."
         nothing = work.nothing(missed if least < inf else problem or missed, reason)
@@ -230,7 +230,7 @@ def _sped_up(work: "_Work", found: Quantized, better: Faster) -> Quantized:
             tried = work.checked(rest)
         if not rest or not improved(tried):
             break
-        kept = ((work.layers[name], "it is faster in float"), *found.kept)
+        kept = ((work.layers[name], "float is faster"), *found.kept)
         chosen, found = rest, replace(tried, kept=kept, spared=found.spared)
     return found
 

@@ -462,7 +462,7 @@ def test_nodes_that_are_faster_in_float_stay_there_while_the_budget_holds(monkey
         return n_quantizers(slow) == 0 or n_quantizers(quick) < n_quantizers(slow)
 
     found = search_int8(chain(), VECTORS, lambda model: 0.0, 0.1, faster=fewer)
-    trimmed = [key for key, reason in found.kept if reason == "it is faster in float"]
+    trimmed = [key for key, reason in found.kept if reason == "float is faster"]
     assert len(trimmed) == 2
     assert len(found.quantized) == N_CHAIN - 2
     spent = search_int8(chain(), VECTORS, once_within(), 0.1, faster=fewer)
