@@ -87,7 +87,7 @@ def runnable_feeds(model: Model, seed: int, shapes: Shapes | None = None) -> dic
     of a graph of one node. A model whose shapes are all known and that takes no integers is not run.
 
     Raises:
-        UsageError: No size works, or as `seeded_feeds`.
+        UsageError: No random input works, or as `seeded_feeds`.
         ModelError: onnxruntime cannot load the model.
     """
     proto = read_proto(model)

@@ -100,12 +100,12 @@ class Jury:
         return self._seen(name, outputs())
 
     def _seen(self, name: str, outputs: Outputs) -> Outputs:
-        """Return what the judge of an output is shown; nothing where there is no such output."""
+        """Return what the judge of an output is shown; nothing where there is none of its shape."""
         if len(self._metrics) == 1:
             return outputs
         measure = self._metrics[name]
         whole = measure.output_of(name)
-        if np.shape(outputs.get(whole, ()))[1:] != np.shape(self._reference[whole])[1:]:
+        if whole not in outputs or np.shape(outputs[whole])[1:] != np.shape(self._reference[whole])[1:]:
             return {}
         return {name: measure.seen_of(name, outputs)}
 

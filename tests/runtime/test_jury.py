@@ -74,6 +74,12 @@ def test_an_output_of_another_shape_is_lost(changed):
     assert jury.divergence(outputs) == inf
 
 
+def test_a_number_for_each_sample_that_is_missing_is_lost():
+    numbers = {"one": normal(N_SAMPLES), "other": normal(N_SAMPLES, seed=1)}
+    jury = Jury(dict.fromkeys(numbers, METRICS["sqnr"]), numbers)
+    assert jury.divergence({"one": numbers["one"]}) == jury.drop({"one": numbers["one"]}).value == inf
+
+
 def test_a_single_metric_sees_all_outputs_and_names_none():
     def score(outputs, labels, reference):
         return -float(np.abs(outputs["boxes"] - reference["boxes"]).mean())
