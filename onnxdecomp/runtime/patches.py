@@ -34,6 +34,9 @@ HELD_ROWS = 512
 """Patches that are held back for a product of matrices that is worth its sum into the large accumulator: so
 many, or half as many as a patch has values, which is a quarter of what the accumulator takes."""
 
+HELD_MEANS = 64
+"""Means of batches that are held back for the same reason."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -186,18 +189,20 @@ class PatchSums:
     """
 
     def __init__(self, group: int, size: int, n_outputs: int = 0) -> None:
-        each = n_outputs // group
+        self._n = 0
+        self._z: Moment = np.zeros((group, size))
         self._zz: Moment = np.zeros((group, size, size))
-        self._yz: Moment = np.zeros((group, each, size))
-        self._yy: Moment = np.zeros((group, each))
+        self._y: Moment = np.zeros((group, n_outputs // group))
+        self._yy: Moment = np.zeros((group, n_outputs // group))
+        self._yz: Moment = np.zeros((group, n_outputs // group, size))
         self._means: list[tuple[int, Moment, Moment]] = []
         self._held: list[tuple[FloatArray, FloatArray]] = []
 
     def add(self, patches: FloatArray, outputs: FloatArray | None = None) -> None:
         """Add patches ``(n, G, D)`` and their outputs ``(n, O)``."""
         y = np.empty((len(patches), 0), patches.dtype) if outputs is None else outputs
-        self._held.append((patches, y.reshape(len(patches), *self._yy.shape)))
-        if sum(len(z) for z, _ in self._held) >= max(HELD_ROWS, self._zz.shape[1] // 2):
+        self._held.append((patches, y.reshape(len(patches), *self._y.shape)))
+        if sum(len(z) for z, _ in self._held) >= max(HELD_ROWS, self._z.shape[1] // 2):
             self._sum_up()
 
     def moments(self) -> Moments | None:
@@ -212,22 +217,17 @@ class PatchSums:
         """Return the means over all patches and outputs; None as in `moments`. The sums are used up."""
         if self._held:
             self._sum_up()
-        n = sum(size for size, _, _ in self._means)
-        if not n:
+        self._add_means()
+        if not self._n:
             return None
-        root = np.sqrt([[size / n] for size, _, _ in self._means])  # of the shares of batches: (batches, 1)
-        z = root * np.stack([mean for _, mean, _ in self._means], axis=1)  # (G, batches, D)
-        y = root * np.stack([mean for _, _, mean in self._means], axis=1)  # (G, batches, O/G)
+        totals = self._z, self._zz, self._y, self._yy, self._yz
         with np.errstate(over="ignore", invalid="ignore"):
-            self._zz /= n
-            self._zz += z.swapaxes(1, 2) @ z
-            self._yz = self._yz / n + y.swapaxes(1, 2) @ z
-            self._yy = self._yy / n + np.square(y).sum(axis=1)
-        mean_z, mean_y = (root * z).sum(axis=1), (root * y).sum(axis=1)
-        if not all(np.isfinite(found).all() for found in (self._zz, self._yz, self._yy, mean_z)):
+            for total in totals:
+                total /= self._n
+        if not all(np.isfinite(total).all() for total in totals):
             return None
         cross = self._yz.reshape(-1, self._yz.shape[-1])  # (O, D)
-        return PairMoments(n, mean_y.reshape(-1), mean_z, self._zz, cross, self._yy.reshape(-1))
+        return PairMoments(self._n, self._y.reshape(-1), self._z, self._zz, cross, self._yy.reshape(-1))
 
     def _sum_up(self) -> None:
         z = np.concatenate([z for z, _ in self._held])  # (n, G, D)
@@ -242,6 +242,24 @@ class PatchSums:
             self._zz += by_group.swapaxes(1, 2) @ by_group  # (G, D, D)
             self._yz += y.transpose(1, 2, 0) @ by_group  # (G, O/G, D)
             self._yy += np.square(y, dtype=np.float64).sum(axis=0)
+        if len(self._means) == HELD_MEANS:
+            self._add_means()
+
+    def _add_means(self) -> None:
+        """Add to the sums what the means of batches make of them, and let go of these."""
+        if not self._means:
+            return
+        sizes, means_z, means_y = zip(*self._means, strict=True)
+        self._means.clear()
+        root = np.sqrt(sizes)[:, np.newaxis]  # (batches, 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            z, y = root * np.stack(means_z, axis=1), root * np.stack(means_y, axis=1)  # (G, batches, ...)
+            self._n += sum(sizes)
+            self._z += (root * z).sum(axis=1)
+            self._zz += z.swapaxes(1, 2) @ z
+            self._y += (root * y).sum(axis=1)
+            self._yy += np.square(y).sum(axis=1)
+            self._yz += y.swapaxes(1, 2) @ z
 
 
 def _as_float(values: Array) -> FloatArray:

@@ -209,7 +209,9 @@ def test_sums_are_taken_in_double_precision():
     assert sums.moments().mean[0, 0] == pytest.approx(1.0 + 2**-20, abs=1e-12)
 
 
-def test_what_hardly_varies_keeps_its_covariance():
+@pytest.mark.parametrize("held_means", [1, 2, 64])
+def test_what_hardly_varies_keeps_its_covariance(monkeypatch, held_means):
+    monkeypatch.setattr("onnxdecomp.runtime.patches.HELD_MEANS", held_means)
     z = normal(3000, 1, 6) @ normal(6, 6) + 1000.0 * (1.0 + np.arange(6, dtype=np.float32))
     sums = PatchSums(1, 6)
     for start in range(0, 3000, 100):
