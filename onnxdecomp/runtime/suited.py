@@ -52,9 +52,10 @@ def suited_metrics(
         is_numbers = name in likely and is_float(array) and not are_probabilities(array)
         suited = _of_numbers(array) if is_numbers else default_metric({name: array})
         parts = parts_of(name, array) if suited in ("sqnr", "r2") and is_float(np.asarray(array)) else []
-        found |= {str(part): replace(METRICS[_of_numbers(part.of(array))], part=part) for part in parts} or {
-            name: METRICS[suited]
-        }
+        for part in parts:
+            found[str(part)] = replace(METRICS[_of_numbers(part.of(array))], part=part)
+        if not parts:
+            found[name] = METRICS[suited]
     return found
 
 

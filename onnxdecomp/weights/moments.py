@@ -48,8 +48,8 @@ class Moments:
         if isinstance(self.second, ThinMoment):
             return replace(self.second, rows=self.second.rows - self.mean)
         found = self.second - self.mean[:, :, np.newaxis] * self.mean[:, np.newaxis, :]  # (G, D, D)
-        size = np.arange(found.shape[-1])
-        varies = found[:, size, size] > CONSTANT * self.second[:, size, size]  # (G, D)
+        variance, square = (np.diagonal(one, axis1=1, axis2=2) for one in (found, self.second))
+        varies = variance > CONSTANT * square  # (G, D)
         return found if varies.all() else found * (varies[:, :, np.newaxis] & varies[:, np.newaxis, :])
 
     def in_order(self) -> Self:

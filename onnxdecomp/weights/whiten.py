@@ -66,9 +66,8 @@ def root_of(layer: Layer, moment: Moment | ThinMoment, axes: tuple[int, ...], sh
     seen = _seen(layer, moment, axes)  # (G, n, n)
     n = seen.shape[-1]
     scale = np.trace(seen, axis1=1, axis2=2) / n  # (G,)
-    is_alive = (scale > LEAST_SCALE)[:, None, None]
-    mixed = (1 - alpha) * np.where(is_alive, seen / np.where(is_alive, scale[:, None, None], 1.0), 0.0)
-    mixed += alpha * np.eye(n)
+    scale = np.where(scale > LEAST_SCALE, scale, np.inf)
+    mixed = (1 - alpha) * seen / scale[:, None, None] + alpha * np.eye(n)
     root = np.asarray(np.linalg.cholesky(mixed), np.float64)  # (G, n, n)
     return Root(axes, root, np.asarray(np.linalg.inv(root), np.float64))
 
